@@ -1,0 +1,83 @@
+"""BM25 over passages in memory, by bm25s (Lù, 2024), with Snowball stems."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from rerank.errors import InputError, UnknownNameError
+from rerank.types import Passage, Query
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+
+class BM25:
+    """An index of title and text. k1 and b are Anserini's defaults, which BEIR's published BM25 uses.
+
+    `stemmer` is a Snowball language, `stopwords` a language that bm25s knows or a list of words; None
+    leaves either out.
+    """
+
+    def __init__(
+        self,
+        corpus: Mapping[str, Passage] | Iterable[Passage],
+        *,
+        k1: float = 0.9,
+        b: float = 0.4,
+        stemmer: str | None = "english",
+        stopwords: str | Sequence[str] | None = "english",
+    ) -> None:
+        import bm25s
+
+        passages = list(corpus.values() if isinstance(corpus, Mapping) else corpus)
+        self._doc_ids = [passage.doc_id for passage in passages]
+        self._stopwords = stopwords
+        self._stemmer = _snowball(stemmer) if stemmer is not None else None
+        tokens = self._tokens(passage.full_text for passage in passages)
+        if not any(tokens):
+            raise InputError(f"BM25 finds no word to index in the {len(passages)} passages of the corpus")
+        self._index = bm25s.BM25(k1=k1, b=b)
+        self._index.index(tokens, show_progress=False)
+
+    def search(self, queries: Iterable[Query], k: int = 100) -> dict[str, dict[str, float]]:
+        """A run: each query's k best documents that share a stem with it, ties in corpus order."""
+        queries = list(queries)
+        run = {}
+        for query, tokens in zip(queries, self._tokens(query.text for query in queries), strict=True):
+            known = self._index.get_tokens_ids(tokens)
+            scores = self._index.get_scores_from_ids(known) if known else np.zeros(len(self._doc_ids))
+            run[query.query_id] = {self._doc_ids[i]: float(scores[i]) for i in _best(scores, k)}
+        return run
+
+    def _tokens(self, texts: Iterable[str]) -> list[list[str]]:
+        import bm25s
+
+        tokens: list[list[str]] = bm25s.tokenize(
+            list(texts),
+            stopwords=self._stopwords,
+            stemmer=self._stemmer,
+            return_ids=False,
+            show_progress=False,
+        )
+        return tokens
+
+
+def _best(scores: NDArray[np.floating], k: int) -> list[int]:
+    # bm25s's own top-k partitions, so that equal scores come in any order and cut anywhere.
+    positive = np.flatnonzero(scores > 0)
+    if len(positive) > k:
+        kth = np.partition(scores[positive], -k)[-k]
+        positive = positive[scores[positive] >= kth]
+    best: list[int] = positive[np.argsort(-scores[positive], kind="stable")][:k].tolist()
+    return best
+
+
+def _snowball(language: str) -> object:
+    import Stemmer
+
+    if language not in Stemmer.algorithms():
+        raise UnknownNameError("stemmer", language, Stemmer.algorithms())
+    return Stemmer.Stemmer(language)

@@ -1,0 +1,96 @@
+"""What a reranker is tried on: queries, passages to look up, judgments and a first stage."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+
+from rerank.data.trec import Qrels, Run
+from rerank.errors import InputError
+from rerank.types import Candidates, Passage, Query
+
+log = logging.getLogger(__name__)
+
+Corpus = Mapping[str, Passage]  # doc_id -> Passage; a lookup may read a disk
+
+
+@dataclass(frozen=True, slots=True)
+class Dataset:
+    """`corpus` is None where `lists` gives each query its passages, text and all (query_id -> Candidates)."""
+
+    name: str
+    queries: Mapping[str, Query]
+    corpus: Corpus | None = None
+    qrels: Qrels | None = None
+    first_stage: Run | None = None
+    lists: Mapping[str, Candidates] | None = None
+
+    def __post_init__(self) -> None:
+        if self.qrels is not None:
+            _require_shared(f"the judgments of {self.name}", self.qrels, self.queries)
+        if self.first_stage is not None:
+            _require_shared(f"the first stage of {self.name}", self.first_stage, self.queries)
+
+    def candidates(
+        self, depth: int = 100, *, run: Run | None = None, queries: Iterable[Query] | None = None
+    ) -> Iterator[Candidates]:
+        """The best `depth` passages of each query, in the order of the queries.
+
+        They come from the run, else the dataset's lists or first stage, else BM25 over the corpus, which
+        also serves `queries` from elsewhere. A run's passages are in order of score, ties as they stand.
+        Queries for which nothing was found are skipped, with one warning.
+        """
+        if depth < 1:
+            raise InputError(f"depth is {depth}; at least one passage a query is needed")
+        if run is None and queries is None and self.lists is not None:
+            return (replace(each, passages=each.passages[:depth]) for each in self.lists.values())
+        asked = list(self.queries.values() if queries is None else queries)
+        ids = [query.query_id for query in asked]
+        if len(set(ids)) < len(ids):
+            raise InputError("two of the queries have the same id; ids must be distinct")
+        if run is not None:
+            _require_shared("the run", run, ids)
+        elif queries is None and self.first_stage is not None:
+            run = self.first_stage
+        else:
+            run = self._search(asked, depth)
+        found = [(query, run[query.query_id]) for query in asked if run.get(query.query_id)]
+        if lacking := len(asked) - len(found):
+            log.warning("%s: skipped %d of %d queries: no candidates", self.name, lacking, len(asked))
+        return (Candidates(query, self._passages(query, docs, depth)) for query, docs in found)
+
+    def _search(self, queries: Iterable[Query], depth: int) -> Run:
+        from rerank.data.bm25 import BM25
+
+        if self.corpus is None:
+            raise InputError(f"{self.name} has no corpus to search; give a run, or a dataset with a corpus")
+        return BM25(self.corpus).search(queries, depth)
+
+    def _passages(self, query: Query, docs: Mapping[str, float], depth: int) -> tuple[Passage, ...]:
+        if len(docs) > depth and len(set(docs.values())) == 1:
+            # MS MARCO's official top-1000 lists are such: in no order at all, so a cut would be a lottery.
+            raise InputError(
+                f"the run gives all {len(docs)} documents of query {query.query_id!r} one score, so it has "
+                f"no best {depth}; give another run, or a depth of {len(docs)} or more"
+            )
+        known: Corpus = self.corpus or {}
+        if self.lists is not None:
+            own = self.lists.get(query.query_id)
+            known = {passage.doc_id: passage for passage in own.passages} if own else {}
+        passages = []
+        for doc_id, score in sorted(docs.items(), key=lambda pair: -pair[1])[:depth]:
+            try:
+                passages.append(replace(known[doc_id], score=score))
+            except KeyError as error:
+                raise InputError(
+                    f"the run's document {doc_id!r} for query {query.query_id!r} is not in {self.name}"
+                ) from error
+        return tuple(passages)
+
+
+def _require_shared(what: str, given: Iterable[str], queries: Iterable[str]) -> None:
+    given, queries = list(given), list(queries)
+    if set(given).isdisjoint(queries):
+        there, here = (repr(ids[0]) if ids else "none" for ids in (given, queries))
+        raise InputError(f"{what} and the queries share no query id: for example {there} there and {here} here")

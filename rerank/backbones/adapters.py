@@ -1,0 +1,77 @@
+"""LoRA adapters from a directory or the hub: safetensors only, and only on the model they were trained for."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rerank.errors import AdapterError
+
+if TYPE_CHECKING:
+    from rerank.backbones.weights import Weights
+
+_FILES = ("adapter_config.json", "adapter_model.safetensors")
+
+
+def attach(weights: Weights, adapter: str) -> None:
+    """Loads the adapter beside those that are there. Raises AdapterError when it does not belong to the model."""
+    if adapter in weights.adapters:
+        return
+    folder = _folder(adapter)
+    _check_base(folder, weights)
+    from peft import PeftModel
+
+    name = f"adapter{len(weights.adapters)}"
+    options = {"adapter_name": name, "is_trainable": False, "autocast_adapter_dtype": False}
+    try:
+        if weights.peft is None:
+            weights.peft = PeftModel.from_pretrained(weights.model, str(folder), **options)
+        else:
+            weights.peft.load_adapter(str(folder), **options)
+    except (RuntimeError, ValueError, KeyError, TypeError, OSError) as error:
+        raise AdapterError(
+            f"adapter {adapter!r} does not fit {weights.name}: {' '.join(str(error).split())[:200]}"
+        ) from error
+    weights.peft.eval()
+    weights.adapters[adapter] = name
+    weights.plain_head = None  # the adapter may change the head
+
+
+def merge(weights: Weights, adapter: str) -> None:
+    """Writes the adapter into the weights for good; no adapter is left then."""
+    if list(weights.adapters) != [adapter] or weights.peft is None:
+        raise AdapterError(f"to merge {adapter!r} it must be the only adapter; loaded: {list(weights.adapters)}")
+    weights.model = weights.peft.merge_and_unload(safe_merge=True)
+    weights.peft, weights.adapters, weights.plain_head = None, {}, None
+
+
+def _folder(adapter: str) -> Path:
+    path = Path(adapter).expanduser()
+    if not path.is_dir():
+        if adapter.startswith((".", "/", "~")):
+            raise AdapterError(f"no adapter directory {adapter!r}")
+        from huggingface_hub import snapshot_download
+
+        try:
+            path = Path(snapshot_download(adapter, allow_patterns=list(_FILES)))
+        except Exception as error:  # the hub's client has many
+            raise AdapterError(
+                f"no adapter {adapter!r}: not a directory here, and the hub says: {str(error).splitlines()[0]}"
+            ) from error
+    if missing := [name for name in _FILES if not (path / name).is_file()]:
+        raise AdapterError(f"adapter {adapter!r} lacks {' and '.join(missing)} (only safetensors are read)")
+    return path
+
+
+def _check_base(folder: Path, weights: Weights) -> None:
+    """Same-shaped models differ silently, so the name that the adapter recorded is compared, unless it was a
+    path: then only shapes can tell."""
+    try:
+        base = json.loads((folder / _FILES[0]).read_text(encoding="utf-8")).get("base_model_name_or_path")
+    except (ValueError, AttributeError) as error:
+        raise AdapterError(f"{folder / _FILES[0]} is not a JSON object") from error
+    if not isinstance(base, str) or base.startswith((".", "/", "~")) or Path(weights.name).is_dir():
+        return
+    if base.rpartition("/")[2].lower() != weights.name.rpartition("/")[2].lower():
+        raise AdapterError(f"adapter {str(folder)!r} was trained for {base!r}, not for {weights.name!r}")

@@ -1,0 +1,141 @@
+"""From a dialogue to token ids, for one tokenizer: the chat template, cutting, and labels in their context.
+
+Only passages are ever shortened, from their end, on token boundaries, the longest first; the instruction,
+the query and the answer prefix are never touched.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from rerank.calls import Dialogue
+from rerank.errors import ContextError, LabelError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+# How much of the prompt's end a label is read after. A token never spans more.
+_TAIL_CHARACTERS = 48
+
+
+class Encoder:
+    """One tokenizer and one context length, in tokens."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, context: int, model: str) -> None:
+        self.tokenizer, self.context, self._model = tokenizer, context, model
+        self.control_tokens = frozenset(
+            {str(token) for token in tokenizer.all_special_tokens}
+            | {str(t) for t in tokenizer.added_tokens_decoder.values() if t.special or "|" in str(t)}
+        )
+        self._label_ids = functools.lru_cache(maxsize=1024)(self._find_label_ids)
+
+    def ids(self, text: str) -> list[int]:
+        """The ids of a text. A chat template writes its own first token; without one the tokenizer adds it."""
+        ids: list[int] = self.tokenizer.encode(text, add_special_tokens=self.tokenizer.chat_template is None)
+        return ids
+
+    def continuation(self, text: str) -> tuple[int, ...]:
+        return tuple(self.tokenizer.encode(text, add_special_tokens=False))
+
+    def encode(self, dialogue: Dialogue, reserve: int) -> tuple[tuple[int, ...], str, int]:
+        """The prompt's ids, the end of its text, and how many passages were shortened to leave `reserve`
+        tokens of the context free. Raises ContextError when there is no room even for a token of each."""
+        texts = [span.text for message in dialogue.messages for span in message.spans if span.passage]
+        if dialogue.passage_tokens is not None:
+            texts = [self._cut(text, dialogue.passage_tokens) for text in texts]
+        whole = texts
+        text, ids = self._render(dialogue, texts)
+        limit = self.context - reserve
+        lengths: list[int] = []
+        room = 0
+        while len(ids) > limit:
+            if not lengths:
+                lengths = [len(self.continuation(t)) for t in texts]
+                room = sum(lengths)
+            room -= len(ids) - limit
+            if room < sum(length > 0 for length in lengths):
+                raise ContextError(
+                    f"query {dialogue.query.query_id!r}: instruction, query and {reserve} tokens of answer leave no "
+                    f"room for its passages in the {self.context} tokens of {self._model}; shorten the query"
+                    + (" or show fewer passages at once" if len(texts) > 1 else "")
+                )
+            cap = _level(lengths, room)
+            texts = [self._cut(t, cap) if length > cap else t for t, length in zip(whole, lengths, strict=True)]
+            text, ids = self._render(dialogue, texts)
+        return tuple(ids), text[-_TAIL_CHARACTERS:], sum(a != b for a, b in zip(texts, whole, strict=True))
+
+    def label_ids(self, tail: str, labels: tuple[str, ...]) -> tuple[int, ...]:
+        """The token of each label as it stands after `tail`."""
+        return self._label_ids(tail, labels)
+
+    def _find_label_ids(self, tail: str, labels: tuple[str, ...]) -> tuple[int, ...]:
+        before = self.continuation(tail)
+        found: dict[int, str] = {}
+        for label in labels:
+            after = self.continuation(tail + label)
+            if after[:-1] != before:
+                pieces = self.tokenizer.convert_ids_to_tokens(after)[-3:]
+                raise LabelError(
+                    f"label {label!r} is not one token of its own after {tail[-16:]!r} for {self._model} (it ends in "
+                    f"{pieces}); use a prompt with other labels or another prefix"
+                )
+            if after[-1] in found:
+                raise LabelError(
+                    f"labels {found[after[-1]]!r} and {label!r} are the same token {after[-1]} for {self._model}"
+                )
+            found[after[-1]] = label
+        return tuple(found)
+
+    def _render(self, dialogue: Dialogue, passages: Sequence[str]) -> tuple[str, list[int]]:
+        fill = iter(passages)
+        messages = [
+            {"role": message.role, "content": "".join(next(fill) if s.passage else s.text for s in message.spans)}
+            for message in dialogue.messages
+        ]
+        text = self._template(messages) + dialogue.prefix
+        return text, self.ids(text)
+
+    def _template(self, messages: list[dict[str, str]]) -> str:
+        if self.tokenizer.chat_template is None:
+            return "\n\n".join(message["content"] for message in messages) + "\n\n"
+        from jinja2 import TemplateError
+
+        options = {"tokenize": False, "add_generation_prompt": True, "enable_thinking": False}
+        try:
+            return str(self.tokenizer.apply_chat_template(messages, **options))
+        except TemplateError:  # some templates know no system turn: its text then heads the user's
+            if messages[0]["role"] != "system" or len(messages) < 2:
+                raise
+            head, first, *rest = messages
+            merged = {"role": first["role"], "content": f"{head['content']}\n\n{first['content']}"}
+            return str(self.tokenizer.apply_chat_template([merged, *rest], **options))
+
+    def _cut(self, text: str, tokens: int) -> str:
+        """The longest beginning of the text that holds at most this many tokens."""
+        if len(text) <= tokens:  # a token is at least a character, but for rare bytes
+            return text
+        encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        offsets: list[tuple[int, int]] = encoded["offset_mapping"]
+        return text if len(offsets) <= tokens else text[: offsets[tokens - 1][1]]
+
+
+def _level(lengths: Sequence[int], room: int) -> int:
+    """The highest cap for which the lengths, cut to it, take at most `room`.
+
+    >>> _level([10, 2, 8], 12)
+    5
+    """
+
+    def caps() -> Iterator[int]:
+        left, rest = room, sorted(lengths)
+        for position, length in enumerate(rest):
+            share = left // (len(rest) - position)
+            if length > share:
+                yield share
+                return
+            left -= length
+        yield max(lengths)
+
+    return max(1, next(caps()))

@@ -1,0 +1,91 @@
+"""Backbones without a model, for tests: yours and ours."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from rerank.backbones.base import Prepared
+from rerank.calls import Answer, Call, GenerateCall, Kind, LabelCall
+from rerank.types import Passage
+
+Script = Callable[[Call], "str | Sequence[float]"]
+
+
+@dataclass(frozen=True, slots=True)
+class ScriptedBackbone:
+    """Answers what `script` says: log-probabilities for a label or likelihood call, text for generation.
+
+    A token is a word. `batches` records the size of every batch that was answered.
+
+    >>> backbone = ScriptedBackbone(lambda call: [float(len(p.text)) for p in call.dialogue.passages])
+    >>> import rerank
+    >>> rerank.load("first", backbone=backbone).rank("longest", ["a", "bbb", "cc"]).doc_ids
+    ['1', '2', '0']
+    """
+
+    script: Script
+    kinds: frozenset[Kind] = frozenset(Kind)
+    name: str = "scripted"
+    batch_tokens: int | None = None
+    control_tokens: frozenset[str] = frozenset()
+    batches: list[int] = field(default_factory=list)
+
+    def prepare(self, call: Call) -> Prepared:
+        texts = [span.text for message in call.dialogue.messages for span in message.spans]
+        return Prepared(call, (), len(" ".join(texts).split()))
+
+    def answer(self, batch: Sequence[Prepared]) -> list[Answer]:
+        self.batches.append(len(batch))
+        answers = []
+        for item in batch:
+            said = self.script(item.call)
+            if isinstance(said, str):
+                answers.append(Answer(text=said, prompt_tokens=item.tokens, generated_tokens=len(said.split())))
+            else:
+                answers.append(Answer(logprobs=tuple(said), prompt_tokens=item.tokens))
+        return answers
+
+
+def oracle(relevance: Mapping[str, float] | Mapping[str, Mapping[str, float]]) -> Script:
+    """A script that judges perfectly by doc_id -> relevance, or query_id -> doc_id -> relevance.
+
+    It answers every prompt of one passage (higher is more relevant) and of many (best first).
+    """
+
+    def relevances(call: Call) -> list[float]:
+        judged = relevance.get(call.dialogue.query.query_id, relevance)
+        table = judged if isinstance(judged, Mapping) else relevance
+        return [_number(table, passage) for passage in call.dialogue.passages]
+
+    def script(call: Call) -> str | Sequence[float]:
+        values = relevances(call)
+        if isinstance(call, GenerateCall):
+            order = sorted(range(len(values)), key=lambda i: -values[i])
+            return " > ".join(f"[{i + 1}]" for i in order)
+        if not isinstance(call, LabelCall):
+            return [-1 / (2 + values[0])]
+        if len(values) == len(call.labels):
+            return _log_softmax(values)
+        if len(call.labels) == 2:
+            return _log_softmax([values[0], 0.0])
+        return _log_softmax([-((values[0] - _grade(label)) ** 2) for label in call.labels])
+
+    return script
+
+
+def _number(table: Mapping[str, object], passage: Passage) -> float:
+    value = table.get(passage.doc_id, 0.0)
+    return float(value) if isinstance(value, int | float) else 0.0
+
+
+def _grade(label: str) -> float:
+    return float(label) if label.strip().isdigit() else 0.0
+
+
+def _log_softmax(values: Iterable[float]) -> list[float]:
+    values = list(values)
+    top = max(values)
+    total = top + math.log(sum(math.exp(v - top) for v in values))
+    return [v - total for v in values]

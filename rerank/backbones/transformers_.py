@@ -1,0 +1,180 @@
+"""Any causal language model of the hub or of a directory, in this process, on CPU or GPU."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from rerank.backbones import adapters
+from rerank.backbones.base import Prepared
+from rerank.backbones.embedded import EMBEDDED, resolve
+from rerank.backbones.encoding import Encoder
+from rerank.backbones.hardware import choose_device, choose_dtype, default_batch_tokens
+from rerank.backbones.weights import Weights
+from rerank.calls import Answer, Call, GenerateCall, Kind, LikelihoodCall
+from rerank.errors import BackboneError, InputError, UnknownNameError
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class TransformersBackbone:
+    """A view of shared weights with one adapter, or none, switched on.
+
+    `with_adapter` gives another view of the same weights; both can be used in turn.
+    """
+
+    weights: Weights
+    adapter: str | None = None
+    batch_tokens: int | None = None
+    kinds: frozenset[Kind] = frozenset(Kind)
+
+    @classmethod
+    def load(
+        cls,
+        model: str | None = None,
+        *,
+        adapter: str | None = None,
+        device: str | None = None,
+        dtype: str | None = None,
+        batch_tokens: int | None = None,
+    ) -> TransformersBackbone:
+        """`model` is a hub name or a directory; None is the embedded model. `dtype` is bfloat16, float16 or
+        float32; None chooses what the device multiplies fast. Only safetensors are read."""
+        place = choose_device(device)
+        numbers = choose_dtype(dtype, place)
+        name = EMBEDDED if model is None else model
+        path = str(resolve(progress=_log.info)) if model is None else model
+        weights = _load(name, path, place, numbers)
+        if adapter is not None:
+            adapters.attach(weights, adapter)
+        return cls(weights, adapter, batch_tokens or default_batch_tokens(place))
+
+    def with_adapter(self, adapter: str | None) -> TransformersBackbone:
+        """The same weights under another adapter, loaded if it is not yet; None for the bare model."""
+        if adapter is not None:
+            with self.weights.lock:
+                adapters.attach(self.weights, adapter)
+        return replace(self, adapter=adapter)
+
+    def merge(self) -> TransformersBackbone:
+        """Writes the one loaded adapter into the weights: faster, and final for every view of them."""
+        if self.adapter is None:
+            raise InputError("there is no adapter to merge")
+        with self.weights.lock:
+            adapters.merge(self.weights, self.adapter)
+            self.weights.name = f"{self.weights.name}+{self.adapter}"
+        return replace(self, adapter=None)
+
+    @property
+    def name(self) -> str:
+        return self.weights.name if self.adapter is None else f"{self.weights.name}+{self.adapter}"
+
+    @property
+    def control_tokens(self) -> frozenset[str]:
+        return self.weights.encoder.control_tokens
+
+    def prepare(self, call: Call) -> Prepared:
+        encoder = self.weights.encoder
+        if isinstance(call, GenerateCall):
+            ids, _, cut = encoder.encode(call.dialogue, call.max_tokens)
+            return Prepared(call, ids, len(ids) + call.max_tokens, cut)
+        if isinstance(call, LikelihoodCall):
+            targets = encoder.continuation(call.continuation)
+            ids, _, cut = encoder.encode(call.dialogue, len(targets))
+            return Prepared(call, ids, len(ids) + len(targets), cut, targets)
+        ids, tail, cut = encoder.encode(call.dialogue, 1)
+        return Prepared(call, ids, len(ids), cut, encoder.label_ids(tail, call.labels))
+
+    def answer(self, batch: Sequence[Prepared]) -> list[Answer]:
+        import torch
+
+        with self.weights.lock, torch.inference_mode():
+            self.weights.switch(self.adapter)
+            kind = batch[0].call.kind
+            if kind == Kind.LABELS:
+                return self._labels(batch)
+            return self._likelihood(batch) if kind == Kind.LIKELIHOOD else self._generate(batch)
+
+    def _labels(self, batch: Sequence[Prepared]) -> list[Answer]:
+        logits = self.weights.logits(
+            [item.token_ids for item in batch], [1] * len(batch), [item.targets for item in batch]
+        )
+        return [
+            Answer(tuple(row[0].log_softmax(-1).tolist()), prompt_tokens=len(item.token_ids))
+            for item, row in zip(batch, logits, strict=True)
+        ]
+
+    def _likelihood(self, batch: Sequence[Prepared]) -> list[Answer]:
+        # the token at position t is predicted at t - 1: the last target is not fed, it is only scored
+        logits = self.weights.logits(
+            [(*item.token_ids, *item.targets[:-1]) for item in batch], [len(item.targets) for item in batch], None
+        )
+        answers = []
+        for item, rows in zip(batch, logits, strict=True):
+            found = rows.log_softmax(-1)[range(len(item.targets)), list(item.targets)]
+            answers.append(Answer(tuple(found.tolist()), prompt_tokens=len(item.token_ids) + len(item.targets)))
+        return answers
+
+    def _generate(self, batch: Sequence[Prepared]) -> list[Answer]:
+        calls = [item.call for item in batch if isinstance(item.call, GenerateCall)]
+        limits, stops = [call.max_tokens for call in calls], [call.stop for call in calls]
+        written = self.weights.generate([item.token_ids for item in batch], limits, stops)
+        texts = self.weights.encoder.tokenizer.batch_decode(written, skip_special_tokens=True)
+        answers = []
+        for item, ids, text, limit, marks in zip(batch, written, texts, limits, stops, strict=True):
+            end = min((text.index(mark) for mark in marks if mark in text), default=None)
+            answers.append(
+                Answer(
+                    text=text[:end],
+                    truncated=end is None and len(ids) >= limit,
+                    prompt_tokens=len(item.token_ids),
+                    generated_tokens=len(ids),
+                )
+            )
+        return answers
+
+
+def _load(name: str, path: str, device: object, dtype: object) -> Weights:
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+    from transformers.utils import logging as hf_logging
+
+    if Path(path).is_dir() and not (Path(path) / "config.json").is_file():
+        raise InputError(f"model directory {path!r} has no config.json")
+    bars = hf_logging.is_progress_bar_enabled()
+    hf_logging.disable_progress_bar()
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path)
+        model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, use_safetensors=True).to(device).eval()
+        own = model.generation_config  # some carry sampling and penalties, which a greedy answer must not have
+        model.generation_config = GenerationConfig(eos_token_id=own.eos_token_id, pad_token_id=own.pad_token_id)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise _unloadable(name, path, error) from error
+    finally:
+        if bars:
+            hf_logging.enable_progress_bar()
+    text = getattr(model.config, "get_text_config", lambda: model.config)()
+    limits = [getattr(text, "max_position_embeddings", None), tokenizer.model_max_length]
+    context = min((n for n in limits if isinstance(n, int) and 0 < n < 10**9), default=4096)
+    return Weights(model, Encoder(tokenizer, context, name), name)
+
+
+def _unloadable(name: str, path: str, error: Exception) -> BackboneError | UnknownNameError:
+    reason = " ".join(str(error).split())[:200]
+    if Path(path).is_dir():
+        return BackboneError(f"cannot load the model in {path!r}: {reason}")
+    return UnknownNameError("model", name, _known_models(), hint=f"(no such directory, and the hub says: {reason})")
+
+
+def _known_models() -> set[str]:
+    """The embedded model and those in the hub's cache here."""
+    from huggingface_hub import scan_cache_dir
+    from huggingface_hub.errors import CacheNotFound
+
+    try:
+        cached = {repo.repo_id for repo in scan_cache_dir().repos if repo.repo_type == "model"}
+    except CacheNotFound:
+        cached = set()
+    return cached | {EMBEDDED}

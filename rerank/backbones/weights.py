@@ -1,0 +1,150 @@
+"""One set of model weights with any number of LoRA adapters, and the forward passes over them.
+
+Sequences of a label or likelihood call are padded on the right: under causal attention no mask is needed
+then, and the padding cannot touch a score. The output matrix is applied to the asked positions, and for labels
+to the asked rows only. Where a model does more than multiply there (Gemma 2 caps its logits, Granite scales
+them), a probe notices, and the model's own head is used on left-padded sequences.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.nn.functional import linear
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel
+
+    from rerank.backbones.encoding import Encoder
+
+Ids = Sequence[int]
+
+
+@dataclass(slots=True)
+class Weights:
+    """The model, its tokenizer, and which adapter is switched on. `lock` guards the switch and the pass."""
+
+    model: PreTrainedModel
+    encoder: Encoder
+    name: str
+    adapters: dict[str, str] = field(default_factory=dict)  # path or hub name -> the name peft knows it by
+    peft: PeftModel | None = None
+    lock: threading.RLock = field(default_factory=threading.RLock)
+    plain_head: bool | None = None  # None: not probed yet
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device(self.model.device)
+
+    def switch(self, adapter: str | None) -> None:
+        """Makes this adapter, or none, the active one."""
+        if self.peft is None:
+            return
+        if adapter is None:
+            self.peft.base_model.disable_adapter_layers()
+        else:
+            self.peft.base_model.enable_adapter_layers()
+            self.peft.set_adapter(self.adapters[adapter])
+
+    def logits(self, sequences: Sequence[Ids], counts: Sequence[int], rows: Sequence[Ids] | None) -> list[Tensor]:
+        """For each sequence the float32 logits at its last `count` positions.
+
+        With `rows` only these rows of the vocabulary, one list a sequence: `[count, len(rows)]`; else `[count, V]`.
+        """
+        if self.plain_head is None:
+            self.plain_head = self._probe(sequences[0])
+        if self.plain_head:
+            return self._logits_by_rows(sequences, counts, rows)
+        keep = max(counts)
+        ids, mask, positions = self._pad_left(sequences)
+        logits = self.model(
+            input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False, logits_to_keep=keep
+        ).logits.float()
+        found = [logits[i, keep - count :] for i, count in enumerate(counts)]
+        return found if rows is None else [part[:, list(r)] for part, r in zip(found, rows, strict=True)]
+
+    def _logits_by_rows(
+        self, sequences: Sequence[Ids], counts: Sequence[int], rows: Sequence[Ids] | None
+    ) -> list[Tensor]:
+        longest = max(map(len, sequences))
+        ids = torch.zeros(len(sequences), longest, dtype=torch.long)
+        for i, sequence in enumerate(sequences):
+            ids[i, : len(sequence)] = torch.tensor(sequence)
+        hidden = self.model.get_decoder()(input_ids=ids.to(self.device), use_cache=False).last_hidden_state
+        head = self.model.get_output_embeddings()
+        found = []
+        for i, (sequence, count) in enumerate(zip(sequences, counts, strict=True)):
+            states = hidden[i, len(sequence) - count : len(sequence)]  # [count, H]
+            if rows is None:
+                found.append(head(states).float())
+            else:
+                row = torch.tensor(rows[i], device=self.device)
+                bias = head.bias[row].float() if head.bias is not None else None
+                found.append(linear(states.float(), head.weight[row].float(), bias))
+        return found
+
+    def _probe(self, sequence: Ids) -> bool:
+        """Whether the model's logits are its output matrix times its last hidden state, and no more."""
+        ids = torch.tensor([list(sequence)[:64]], device=self.device)
+        head = self.model.get_output_embeddings()
+        if head is None or type(head).__name__ != "Linear":  # an adapter of the head itself, say
+            return False
+        own = self.model(input_ids=ids, use_cache=False, logits_to_keep=1).logits[0, -1].float()
+        ours = head(self.model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state)[0, -1].float()
+        return bool((own - ours).abs().max() <= 1e-3 * own.abs().max())
+
+    def _pad_left(self, sequences: Sequence[Ids]) -> tuple[Tensor, Tensor, Tensor]:
+        longest = max(map(len, sequences))
+        ids = torch.zeros(len(sequences), longest, dtype=torch.long)
+        mask = torch.zeros_like(ids)
+        for i, sequence in enumerate(sequences):
+            ids[i, longest - len(sequence) :] = torch.tensor(sequence)
+            mask[i, longest - len(sequence) :] = 1
+        positions = (mask.cumsum(1) - 1).clamp(min=0)
+        return ids.to(self.device), mask.to(self.device), positions.to(self.device)
+
+    def generate(
+        self, sequences: Sequence[Ids], max_tokens: Sequence[int], stop: Sequence[tuple[str, ...]]
+    ) -> list[Ids]:
+        """Greedy continuations, each up to its own `max_tokens`, the model's end, or shortly after a stop."""
+        from transformers import GenerationConfig, StoppingCriteriaList
+
+        ids, mask, _ = self._pad_left(sequences)
+        own = self.model.generation_config
+        end = own.eos_token_id if own is not None else None
+        ends = [] if end is None else [end] if isinstance(end, int) else list(end)
+        start = ids.shape[1]
+        tokenizer = self.encoder.tokenizer
+
+        def stopped(so_far: Tensor, _scores: object, **_: object) -> Tensor:
+            tails = tokenizer.batch_decode(so_far[:, max(start, so_far.shape[1] - 16) :])
+            hits = [
+                so_far.shape[1] - start >= limit or any(mark in tail for mark in marks)
+                for tail, marks, limit in zip(tails, stop, max_tokens, strict=True)
+            ]
+            return torch.tensor(hits, device=so_far.device)
+
+        config = GenerationConfig(
+            do_sample=False,
+            num_beams=1,
+            max_new_tokens=max(max_tokens),
+            eos_token_id=ends or None,
+            pad_token_id=ends[0] if ends else 0,
+        )
+        written = self.model.generate(
+            input_ids=ids,
+            attention_mask=mask,
+            generation_config=config,
+            stopping_criteria=StoppingCriteriaList([stopped]),
+        )[:, start:].tolist()
+        found = []
+        for row, limit in zip(written, max_tokens, strict=True):
+            row = row[:limit]
+            found.append(row[: min((row.index(e) for e in ends if e in row), default=len(row))])
+        return found

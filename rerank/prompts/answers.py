@@ -1,0 +1,127 @@
+"""How an answer is read. Reading never guesses: what could not be read is an outcome.
+
+A prompt file names one of these kinds under `answer`.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from rerank.types import Outcome, Outcomes
+
+LETTERS = tuple("ABCDEFGHIJKLMNOPQRSTUVWXYZ")
+
+
+class _Spec(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Binary(_Spec):
+    """Relevance generation: the log-odds of two labels, logit(positive) - logit(negative)."""
+
+    kind: Literal["binary"]
+    positive: str
+    negative: str
+
+    @model_validator(mode="after")
+    def _distinct(self) -> Binary:
+        if self.positive == self.negative:
+            raise ValueError(f"positive and negative are the same label {self.positive!r}")
+        return self
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        return (self.positive, self.negative)
+
+    def score(self, logprobs: tuple[float, ...]) -> float:
+        return logprobs[0] - logprobs[1]
+
+
+class Graded(_Spec):
+    """The expected value over graded labels (Zhuang et al., NAACL 2024, "Beyond Yes and No", ER)."""
+
+    kind: Literal["graded"]
+    grades: dict[str, float] = Field(min_length=2)
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        return tuple(self.grades)
+
+    def score(self, logprobs: tuple[float, ...]) -> float:
+        weights = [math.exp(value) for value in logprobs]
+        return sum(w * v for w, v in zip(weights, self.grades.values(), strict=True)) / sum(weights)
+
+
+class Likelihood(_Spec):
+    """Query likelihood: the mean log-probability of the query's tokens (Sachan et al., EMNLP 2022, eq. 2)."""
+
+    kind: Literal["likelihood"]
+
+    def score(self, logprobs: tuple[float, ...]) -> float:
+        return sum(logprobs) / len(logprobs) if logprobs else 0.0
+
+
+class Identifier(_Spec):
+    """FIRST: the identifiers by descending logit of the single next token (Reddy et al., EMNLP 2024, 3.1)."""
+
+    kind: Literal["identifier"]
+    identifiers: Literal["letters"] = "letters"
+
+
+class Permutation(_Spec):
+    """RankGPT: `[2] > [1] > …`, identifiers from 1 (Sun et al., EMNLP 2023, section 4).
+
+    `tokens_per_item` bounds the answer: that many tokens for each passage shown. Generation ends at
+    any of `stop`.
+    """
+
+    kind: Literal["permutation"]
+    identifiers: Literal["numbers"] = "numbers"
+    tokens_per_item: int = Field(gt=0)
+    stop: tuple[str, ...] = ()
+
+
+AnswerSpec = Annotated[Binary | Graded | Likelihood | Identifier | Permutation, Field(discriminator="kind")]
+
+_IDENTIFIER = re.compile(r"\[\s*(\d{1,6})\s*\]")
+_SEPARATOR = re.compile(r"[\s>,;=.\-→]*")
+
+
+def read_permutation(text: str, n: int) -> tuple[list[int], Outcomes]:
+    """The longest chain of bracketed identifiers `[i]`, 1 <= i <= n, as 0-based positions.
+
+    A chain is an answer when it is written with `>`, or when nothing but identifiers is there; an error
+    message or a sentence in which numbers happen to stand is not.
+    clean: each of 1..n once. repaired: repeats and foreign numbers dropped, missing ones appended in the
+    given order, all counted. failed: no answer; the given order stands.
+
+    >>> read_permutation("[2] > [1] > [2] > [9]", 3)[0]
+    [1, 0, 2]
+    >>> str(read_permutation("HTTP error [429], see section [2]", 3)[1])
+    '1 failed'
+    """
+    chains: list[tuple[list[int], bool]] = []
+    end = -1
+    for match in _IDENTIFIER.finditer(text):
+        gap = _SEPARATOR.fullmatch(text, end, match.start()) if chains else None
+        if gap is None:
+            chains.append(([], False))
+        numbers, ordered = chains[-1]
+        chains[-1] = ([*numbers, int(match[1]) - 1], ordered or (gap is not None and ">" in gap[0]))
+        end = match.end()
+    bare = not _SEPARATOR.sub("", _IDENTIFIER.sub("", text))
+    chain = max((numbers for numbers, ordered in chains if ordered or bare), key=len, default=[])
+    order = list(dict.fromkeys(i for i in chain if 0 <= i < n))
+    if not order:
+        return list(range(n)), Outcomes.of(Outcome.FAILED)
+    foreign = sum(not 0 <= i < n for i in chain)
+    duplicate = len(chain) - foreign - len(order)
+    missing = [i for i in range(n) if i not in set(order)]
+    clean = not (foreign or duplicate or missing)
+    return order + missing, Outcomes.of(
+        Outcome.CLEAN if clean else Outcome.REPAIRED, duplicate=duplicate, foreign=foreign, missing=len(missing)
+    )

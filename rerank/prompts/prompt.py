@@ -1,0 +1,238 @@
+"""The prompt file: its schema, its loader, and rendering. See the package's docstring for the format."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from string import Formatter
+from typing import Literal, NamedTuple
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from rerank.calls import Answer, Call, Dialogue, GenerateCall, Kind, LabelCall, LikelihoodCall, Message, Role, Span
+from rerank.errors import InputError, PromptError, UnknownNameError
+from rerank.prompts.answers import (
+    LETTERS,
+    AnswerSpec,
+    Binary,
+    Graded,
+    Identifier,
+    Likelihood,
+    Permutation,
+    read_permutation,
+)
+from rerank.types import Outcome, Outcomes, Passage, Query
+
+_FOLDER = Path(__file__).parent
+
+
+class _Turn(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    role: Role
+    content: str
+
+
+class _Each(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    each: tuple[_Turn, ...] = Field(min_length=1)
+
+
+def _fields(template: str) -> set[str]:
+    """The placeholders of a template; attribute access, indices and conversions are refused."""
+    names = set()
+    for _, name, spec, conversion in Formatter().parse(template):
+        if name is None:
+            continue
+        if not name.isidentifier() or spec or conversion:
+            raise ValueError(f"placeholder {{{name}}} is not a plain name; double the braces to write them")
+        names.add(name)
+    return names
+
+
+class Prompt(BaseModel):
+    """One version of one prompt. `ask` renders a call; `answer` (see `answers`) reads what comes back."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$")
+    version: int = Field(ge=1)
+    source: str = Field(min_length=1)
+    answer: AnswerSpec
+    messages: tuple[_Turn | _Each, ...] = Field(min_length=1)
+    each_passage: str | None = None
+    prefix: str = ""
+
+    @model_validator(mode="after")
+    def _placeholders_fit(self) -> Prompt:
+        inner = {"label", "passage"}
+        outer, repeated = _fields(self.prefix), set[str]()
+        for turn in self.messages:
+            if isinstance(turn, _Each):
+                repeated.update(*(_fields(t.content) for t in turn.each))
+            else:
+                outer |= _fields(turn.content)
+        if self.each_passage is not None:
+            repeated |= _fields(self.each_passage)
+        if ("passages" in outer) != (self.each_passage is not None):
+            raise ValueError("{passages} and 'each_passage' need one another")
+        if self.shows == "one":
+            allowed, needed = {"query", "passage"}, {"passage"}
+            needed |= set() if isinstance(self.answer, Likelihood) else {"query"}
+            if repeated:
+                raise ValueError(f"a {self.answer.kind} prompt shows one passage; it has no repeated block")
+            if isinstance(self.answer, Likelihood) and "query" in outer:
+                raise ValueError("a likelihood prompt must not show the query: it is the continuation")
+        else:
+            allowed, needed = {"query", "count", "passages"}, {"query"}
+            if repeated != inner:
+                raise ValueError(
+                    "a listwise prompt repeats {label} and {passage}, and only these, for every passage; "
+                    f"found {sorted(repeated)}"
+                )
+        if unknown := outer - allowed:
+            raise ValueError(f"unknown placeholders {sorted(unknown)}; allowed here: {sorted(allowed)}")
+        if absent := needed - outer:
+            raise ValueError(f"placeholders {sorted(absent)} are missing")
+        return self
+
+    @property
+    def identity(self) -> str:
+        """What a run records: name, version, and a hash of the content."""
+        return f"{self.name}@{self.version}#{hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:8]}"
+
+    @property
+    def shows(self) -> Literal["one", "many"]:
+        """Whether a call shows one passage or a list."""
+        return "many" if isinstance(self.answer, Identifier | Permutation) else "one"
+
+    @property
+    def needs(self) -> Kind:
+        """What a backbone must be able to answer."""
+        match self.answer:
+            case Likelihood():
+                return Kind.LIKELIHOOD
+            case Permutation():
+                return Kind.GENERATE
+            case _:
+                return Kind.LABELS
+
+    @property
+    def identifiers(self) -> Literal["letters", "numbers"] | None:
+        """How passages are named in the prompt; passages must not be able to forge these."""
+        return self.answer.identifiers if isinstance(self.answer, Identifier | Permutation) else None
+
+    @property
+    def max_passages(self) -> int | None:
+        """The most passages that one call can name."""
+        return len(LETTERS) if self.identifiers == "letters" else None
+
+    def ask(self, query: Query, passages: Sequence[Passage], passage_tokens: int | None = None) -> Call:
+        """The call that shows these passages."""
+        names = LETTERS if self.identifiers == "letters" else tuple(str(i + 1) for i in range(len(passages)))
+        if self.max_passages is not None and len(passages) > self.max_passages:
+            raise InputError(f"prompt {self.name!r} can name {self.max_passages} passages, not {len(passages)}")
+        common: dict[str, list[Span]] = {"query": [Span(query.text)], "count": [Span(str(len(passages)))]}
+        items = [
+            {"label": [Span(name)], "passage": [Span(passage.full_text, passage=True)]}
+            for name, passage in zip(names, passages, strict=False)
+        ]
+        if self.each_passage is not None:
+            common["passages"] = [span for item in items for span in _fill(self.each_passage, item)]
+        if self.shows == "one":
+            common["passage"] = items[0]["passage"]
+        messages: list[Message] = []
+        for turn in self.messages:
+            if isinstance(turn, _Each):
+                messages += [Message(t.role, _fill(t.content, item)) for item in items for t in turn.each]
+            else:
+                messages.append(Message(turn.role, _fill(turn.content, common)))
+        prefix = "".join(span.text for span in _fill(self.prefix, common))
+        dialogue = Dialogue(tuple(messages), prefix, query, tuple(passages), passage_tokens)
+        match self.answer:
+            case Binary() | Graded():
+                return LabelCall(dialogue, self.answer.labels)
+            case Likelihood():
+                return LikelihoodCall(dialogue, query.text)
+            case Identifier():
+                return LabelCall(dialogue, LETTERS[: len(passages)])
+            case Permutation():
+                return GenerateCall(dialogue, self.answer.tokens_per_item * len(passages), self.answer.stop)
+
+    def score(self, answer: Answer) -> tuple[float, Outcomes]:
+        """The relevance of the one passage shown; NaN, and failed, where the model gave no number."""
+        match self.answer:
+            case Binary() | Graded() | Likelihood() if answer.logprobs:
+                score = self.answer.score(answer.logprobs)
+                return score, Outcomes.of(Outcome.CLEAN if math.isfinite(score) else Outcome.FAILED)
+            case Binary() | Graded() | Likelihood():
+                return math.nan, Outcomes.of(Outcome.FAILED)
+        raise PromptError(f"prompt {self.name!r} orders passages; it does not score one")
+
+    def order(self, answer: Answer, n: int) -> Order:
+        """The order of the n passages shown, as positions; the given order, and failed, where unreadable."""
+        match self.answer:
+            case Identifier() if len(answer.logprobs) == n and all(map(math.isfinite, answer.logprobs)):
+                positions = sorted(range(n), key=lambda i: -answer.logprobs[i])
+                scores = tuple(answer.logprobs[i] for i in positions)
+                return Order(positions, scores, Outcomes.of(Outcome.CLEAN))
+            case Identifier():
+                return Order(list(range(n)), None, Outcomes.of(Outcome.FAILED))
+            case Permutation():
+                positions, outcomes = read_permutation(answer.text, n)
+                return Order(positions, None, outcomes)
+        raise PromptError(f"prompt {self.name!r} scores one passage; it does not order several")
+
+
+class Order(NamedTuple):
+    """Positions, best first; scores beside them where the prompt gives scores; how the answer was read."""
+
+    positions: list[int]
+    scores: tuple[float, ...] | None
+    outcomes: Outcomes
+
+
+def _fill(template: str, values: dict[str, list[Span]]) -> tuple[Span, ...]:
+    """The template with its placeholders filled; a filled text is never parsed again."""
+    spans: list[Span] = []
+    for literal, name, _, _ in Formatter().parse(template):
+        if literal:
+            spans.append(Span(literal))
+        if name is not None:
+            spans += values[name]
+    return tuple(spans)
+
+
+def list_prompts() -> list[Prompt]:
+    """Every prompt that ships, every version."""
+    return [_read(path) for path in sorted(_FOLDER.glob("*.yaml"))]
+
+
+def load_prompt(name: str | Path) -> Prompt:
+    """A prompt that ships, by `name` (its newest version) or `name@version`, or a YAML file by its path."""
+    if isinstance(name, Path) or name.endswith((".yaml", ".yml")):
+        return _read(Path(name))
+    wanted, _, version = name.partition("@")
+    found = [p for p in list_prompts() if p.name == wanted and version in ("", str(p.version))]
+    if not found:
+        known = {f"{p.name}@{p.version}" if version else p.name for p in list_prompts()}
+        raise UnknownNameError("prompt", name, known)
+    return max(found, key=lambda p: p.version)
+
+
+def _read(path: Path) -> Prompt:
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise PromptError(f"cannot read prompt file {path}: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise PromptError(f"prompt file {path} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(data, dict):
+        raise PromptError(f"prompt file {path} must be a mapping with name, version, source, answer, messages")
+    try:
+        return Prompt.model_validate(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "prompt"
+        raise PromptError(f"prompt file {path}: {where}: {first['msg'].removeprefix('Value error, ')}") from None
