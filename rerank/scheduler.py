@@ -156,10 +156,11 @@ class Scheduler:
         """Full batches over all jobs, each of one kind, the longest calls first."""
         places = [(job, position) for job in jobs for position in range(len(job.calls)) if job.ranking is None]
         places.sort(key=lambda place: (place[0].calls[place[1]].call.kind, -place[0].calls[place[1]].tokens))
-        budget, batches = self._backbone.batch_tokens, list[list[tuple[_Job, int]]]()
+        batches: list[list[tuple[_Job, int]]] = []
         for place in places:
             item = place[0].calls[place[1]]
             if batches:
+                budget = self._backbone.budget(item.call.kind)
                 first = batches[-1][0][0].calls[batches[-1][0][1]]  # the longest of its batch
                 fits = budget is None or first.tokens * (len(batches[-1]) + 1) <= budget
                 if first.call.kind == item.call.kind and fits:

@@ -51,7 +51,7 @@ def demo(
     table.add_column("answers")
     bm25 = evaluate([r for r in everything if r.query.query_id in judged], judged).mean["nDCG@10"]
     table.add_row("BM25, as given", f"{bm25:.3f}", "", "", "", "", "")
-    scores = {}
+    scores, unread = {}, []
     for name in STRATEGIES:
         with Bar(name, len(requests), rerank.load(name, backbone=backbone).strategy.calls(depth)) as bar:
             ranker = rerank.load(name, backbone=backbone, passage_tokens=passage_tokens, on_progress=bar.show)
@@ -60,6 +60,9 @@ def demo(
             seconds = time.monotonic() - started
         scores[name] = evaluate(rankings, judged).mean["nDCG@10"]
         usage = sum((r.usage for r in rankings), Usage())
+        outcomes = sum((r.outcomes for r in rankings), Outcomes())
+        if outcomes.failed == usage.calls:
+            unread.append(name)
         table.add_row(
             name,
             f"{scores[name]:.3f}",
@@ -67,10 +70,13 @@ def demo(
             f"{usage.prompt_tokens:,}",
             f"{usage.generated_tokens:,}",
             f"{seconds:.1f}",
-            str(sum((r.outcomes for r in rankings), Outcomes())),
+            str(outcomes),
         )
     screen.print(table)
-    screen.print(f"\n{verdict(bm25, scores)}")
+    screen.print()
+    for name in unread:
+        screen.print(f"{name}: no answer could be read as a ranking, so the given order stands.")
+    screen.print(verdict(bm25, scores))
 
 
 def verdict(bm25: float, scores: dict[str, float]) -> str:
@@ -78,7 +84,7 @@ def verdict(bm25: float, scores: dict[str, float]) -> str:
     better = [name for name, score in scores.items() if score > bm25]
     if not better:
         return (
-            "None of them beats BM25 here: a model of 135M parameters does not rank well untuned. Give a larger one "
-            "with rerank.load(..., model=...), or an adapter with adapter=...."
+            "The untuned model of 135M parameters does not beat BM25. Give a larger one with "
+            "rerank.load(..., model=NAME), or a tuned adapter with rerank.load(..., adapter=PATH)."
         )
     return f"Above BM25 on these queries: {', '.join(better)}. So few queries show little: the spread is wide."

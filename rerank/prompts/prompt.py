@@ -180,7 +180,7 @@ class Prompt(BaseModel):
             case Identifier():
                 return Order(list(range(n)), None, Outcomes.of(Outcome.FAILED))
             case Permutation():
-                positions, outcomes = read_permutation(answer.text, n)
+                positions, outcomes = read_permutation(self.prefix + answer.text, n)
                 return Order(positions, None, outcomes)
         raise PromptError(f"prompt {self.name!r} scores one passage; it does not order several")
 
