@@ -20,22 +20,36 @@ def attach(weights: Weights, adapter: str) -> None:
         return
     folder = _folder(adapter)
     _check_base(folder, weights)
-    from peft import PeftModel
+    from peft import PeftConfig, PeftModel
 
     name = f"adapter{len(weights.adapters)}"
-    options = {"adapter_name": name, "is_trainable": False, "autocast_adapter_dtype": False}
+    fresh = weights.peft is None
     try:
         if weights.peft is None:
-            weights.peft = PeftModel.from_pretrained(weights.model, str(folder), **options)
-        else:
-            weights.peft.load_adapter(str(folder), **options)
+            config = PeftConfig.from_pretrained(str(folder))
+            weights.peft = PeftModel(weights.model, config, adapter_name=name, autocast_adapter_dtype=False)
+        found = weights.peft.load_adapter(
+            str(folder), adapter_name=name, torch_device=str(weights.device), autocast_adapter_dtype=False
+        )
+        if wrong := [*found.missing_keys, *found.unexpected_keys]:
+            raise ValueError(f"{len(wrong)} tensors have no counterpart, as {wrong[0]}")
     except (RuntimeError, ValueError, KeyError, TypeError, OSError) as error:
-        raise AdapterError(
-            f"adapter {adapter!r} does not fit {weights.name}: {' '.join(str(error).split())[:200]}"
-        ) from error
+        _detach(weights, name, whole=fresh)
+        reason = " ".join(str(error).split())[:200]
+        raise AdapterError(f"adapter {adapter!r} does not fit {weights.name}: {reason}") from error
     weights.peft.eval()
     weights.adapters[adapter] = name
     weights.plain_head = None  # the adapter may change the head
+
+
+def _detach(weights: Weights, name: str, *, whole: bool) -> None:
+    """Takes out what a failed load left in the model."""
+    if weights.peft is None:
+        return
+    if whole:
+        weights.model, weights.peft = weights.peft.unload(), None
+    elif name in weights.peft.peft_config:
+        weights.peft.delete_adapter(name)
 
 
 def merge(weights: Weights, adapter: str) -> None:
