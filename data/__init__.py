@@ -9,7 +9,7 @@ from rerank.data.dataset import Corpus, Dataset
 from rerank.data.files import open_text
 from rerank.data.irds import read_irds
 from rerank.data.jsonl import read_lists, read_queries
-from rerank.data.load import load_dataset, samples
+from rerank.data.load import list_samples, load_dataset
 from rerank.data.rank_llm import read_rank_llm, write_rank_llm
 from rerank.data.trec import Qrels, Run, read_qrels, read_run, write_run
 
@@ -19,6 +19,7 @@ __all__ = [
     "Dataset",
     "Qrels",
     "Run",
+    "list_samples",
     "load_dataset",
     "open_text",
     "read_beir",
@@ -29,7 +30,6 @@ __all__ = [
     "read_queries",
     "read_rank_llm",
     "read_run",
-    "samples",
     "write_rank_llm",
     "write_run",
 ]

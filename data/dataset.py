@@ -53,19 +53,28 @@ class Dataset:
             _require_shared("the run", run, ids)
         elif queries is None and self.first_stage is not None:
             run = self.first_stage
-        else:
-            run = self._search(asked, depth)
-        found = [(query, run[query.query_id]) for query in asked if run.get(query.query_id)]
-        if lacking := len(asked) - len(found):
-            log.warning("%s: skipped %d of %d queries: no candidates", self.name, lacking, len(asked))
-        return (Candidates(query, self._passages(query, docs, depth)) for query, docs in found)
+        found = self._search(asked, depth) if run is None else ((query, run.get(query.query_id)) for query in asked)
+        return self._filled(found, depth)
 
-    def _search(self, queries: Iterable[Query], depth: int) -> Run:
+    def _filled(self, found: Iterable[tuple[Query, Mapping[str, float] | None]], depth: int) -> Iterator[Candidates]:
+        lacking = total = 0
+        for query, docs in found:
+            total += 1
+            if docs:
+                yield Candidates(query, self._passages(query, docs, depth))
+            else:
+                lacking += 1
+        if lacking:
+            log.warning("%s: skipped %d of %d queries: no candidates", self.name, lacking, total)
+
+    def _search(self, queries: Iterable[Query], depth: int) -> Iterator[tuple[Query, Mapping[str, float]]]:
+        """Indexes now and searches as the results are drawn, so that a million queries' are never held."""
         from rerank.data.bm25 import BM25
 
         if self.corpus is None:
             raise InputError(f"{self.name} has no corpus to search; give a run, or a dataset with a corpus")
-        return BM25(self.corpus).search(queries, depth)
+        index = BM25(self.corpus)
+        return ((query, index.search([query], depth)[query.query_id]) for query in queries)
 
     def _passages(self, query: Query, docs: Mapping[str, float], depth: int) -> tuple[Passage, ...]:
         if len(docs) > depth and len(set(docs.values())) == 1:

@@ -44,7 +44,7 @@ def read_lists(
         else:
             yield candidates, labels
     if skipped:
-        log.warning("%s: %d queries have no docs and are skipped", name, skipped)
+        log.warning("%s: skipped queries without docs: %d", name, skipped)
 
 
 def read_queries(lines: Iterable[str], name: str = "input") -> Iterator[Query]:

@@ -22,7 +22,7 @@ _FORMS = (
 )
 
 
-def samples() -> list[str]:
+def list_samples() -> list[str]:
     """The samples that come with the package."""
     return sorted(folder.name for folder in _SAMPLES.iterdir() if is_beir(folder))
 
@@ -34,8 +34,8 @@ def load_dataset(spec: str) -> Dataset:
     """
     if spec.startswith("sample:"):
         name = spec.removeprefix("sample:")
-        if name not in samples():
-            raise UnknownNameError("sample", name, samples())
+        if name not in list_samples():
+            raise UnknownNameError("sample", name, list_samples())
         return read_beir(_SAMPLES / name, name=spec)
     if spec.startswith("irds:"):
         return read_irds(spec.removeprefix("irds:"))
@@ -50,7 +50,7 @@ def load_dataset(spec: str) -> Dataset:
             return read_beir(folder, split, name=spec)
     if path.is_dir():
         raise InputError(f"the folder {spec!r} has no corpus.jsonl {_FORMS}")
-    raise UnknownNameError("dataset", spec, [f"sample:{name}" for name in samples()], _FORMS)
+    raise UnknownNameError("dataset", spec, [f"sample:{name}" for name in list_samples()], _FORMS)
 
 
 def _read_lists(path: Path, name: str) -> Dataset:

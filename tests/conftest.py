@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import io
+import json
+import logging
 import os
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from command import Cli, Done
 
+from rerank.cli import main
 from rerank.types import Candidates, Passage, Query
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test needs the hub; a look-up there would only be slow
@@ -84,3 +90,55 @@ def make_candidates() -> Callable[..., Candidates]:
         return Candidates(Query(query, query_id), tuple(Passage(t, f"d{i}") for i, t in enumerate(texts)))
 
     return make
+
+
+@pytest.fixture
+def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Cli]:
+    """The command in this process; its standard input is what `stdin` holds."""
+    for name in ("COLUMNS", "FORCE_COLOR", "TTY_COMPATIBLE", "NO_COLOR"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("TRANSFORMERS_VERBOSITY", "HF_HUB_VERBOSITY"):  # so that the command has nothing to set, and to leave
+        monkeypatch.setenv(name, "error")
+    log = logging.getLogger("rerank")
+    handlers, level = list(log.handlers), log.level
+
+    def call(*args: object, stdin: str | bytes = b"") -> Done:
+        raw = stdin.encode() if isinstance(stdin, str) else stdin
+        monkeypatch.setattr(sys, "argv", ["rerank", *map(str, args)])
+        # as in the C locale: what is not UTF-8 would be let through
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(raw), "utf-8", "surrogateescape"))
+        with pytest.raises(SystemExit) as ended:
+            main()
+        out, err = capsys.readouterr()
+        assert isinstance(ended.value.code, int)
+        return Done(ended.value.code, out, err)
+
+    yield call
+    log.handlers[:] = handlers
+    log.setLevel(level)
+
+
+@pytest.fixture
+def model(tiny_model: Path) -> list[str]:
+    return ["--model", str(tiny_model), "--dtype", "float32", "--device", "cpu"]
+
+
+CORPUS = {
+    "d1": ("Fleas", "the flea lives for a hundred days"),
+    "d2": ("", "a cat may carry a flea or two"),
+    "d3": ("Bones", "vitamin D and the density of bones"),
+    "d4": ("", "a bone density scan takes ten minutes"),
+}
+QUERIES = {"q1": "how long does a flea live", "q2": "bone density", "q3": "not judged"}
+
+
+@pytest.fixture
+def beir(tmp_path: Path) -> Path:
+    folder = tmp_path / "beir"
+    (folder / "qrels").mkdir(parents=True)
+    docs = [{"_id": i, "title": title, "text": text} for i, (title, text) in CORPUS.items()]
+    (folder / "corpus.jsonl").write_text("".join(json.dumps(doc) + "\n" for doc in docs))
+    asked = [{"_id": i, "text": text} for i, text in QUERIES.items()]
+    (folder / "queries.jsonl").write_text("".join(json.dumps(query) + "\n" for query in asked))
+    (folder / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\nq1\td1\t1\nq2\td3\t2\nq2\td4\t1\n")
+    return folder

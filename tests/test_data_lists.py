@@ -68,7 +68,7 @@ def test_empty_lists_are_skipped_with_one_warning(caplog):
     lines = [json.dumps(LINE | {"docs": []}), json.dumps(LINE), json.dumps(LINE | {"docs": []})]
     with caplog.at_level(logging.WARNING):
         assert len(list(read_lists(lines))) == 1
-    assert [record.getMessage() for record in caplog.records] == ["input: 2 queries have no docs and are skipped"]
+    assert [record.getMessage() for record in caplog.records] == ["input: skipped queries without docs: 2"]
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ FLOORS = {
     "losses": 1, "eval": 1, "data": 1,
     "prompts": 2, "strategies": 3, "backbones": 3,
     "scheduler": 4, "reranker": 5, "runs": 6,
-    "cli": 7,
+    "cli": 7, "__main__": 8,
 }  # fmt: skip
 APART = {("data", "eval"), ("data", "losses"), ("eval", "losses"), ("strategies", "backbones")}
 

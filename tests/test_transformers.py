@@ -187,7 +187,7 @@ def test_level_cuts_the_longest_first() -> None:
 
 def test_a_query_that_leaves_no_room_is_an_error(backbone: TransformersBackbone) -> None:
     ranker = rerank.load("pointwise", backbone=backbone)
-    with pytest.raises(ContextError, match="leave no room for its passages in the 1024 tokens"):
+    with pytest.raises(ContextError, match="leave no room for passages in the 1024 tokens"):
         ranker.rank("word " * 2000, ["a"])
     (ranking,) = ranker.rank_many([("q", ["short", "long " * 3000])])
     assert ranking.outcomes.cut == 1
@@ -331,12 +331,18 @@ def test_missing_adapters(backbone: TransformersBackbone, tmp_path: Path) -> Non
         backbone.with_adapter(str(tmp_path))
 
 
-def test_models_that_are_not_there(tmp_path: Path) -> None:
+def test_models_that_are_not_there(tmp_path: Path, tiny_model: Path) -> None:
     with pytest.raises(UnknownNameError, match=r"did you mean 'HuggingFaceTB/SmolLM2-135M-Instruct'"):
         rerank.load("first", model="HuggingFaceTB/SmolLM-135M-Instruct")
     with pytest.raises(InputError, match=r"has no config\.json"):
         rerank.load("first", model=str(tmp_path))
     (tmp_path / "config.json").write_text("{broken")
+    with pytest.raises(BackboneError, match="cannot load the model"):
+        rerank.load("first", model=str(tmp_path))
+    (tmp_path / "model.safetensors").write_bytes(b"x" * 1000)
+    (tmp_path / "config.json").write_text((tiny_model / "config.json").read_text())
+    for file in tiny_model.glob("*token*"):
+        (tmp_path / file.name).write_bytes(file.read_bytes())
     with pytest.raises(BackboneError, match="cannot load the model"):
         rerank.load("first", model=str(tmp_path))
     with pytest.raises(InputError, match="device 'gpu'"):

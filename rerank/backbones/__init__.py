@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable
 
 from rerank.backbones.base import Backbone, Prepared
 from rerank.backbones.scripted import ScriptedBackbone, oracle
 from rerank.calls import Kind
-from rerank.errors import CapabilityError, InputError, UnknownNameError
+from rerank.errors import BackboneError, CapabilityError, InputError, UnknownNameError
 
 
 def _transformers(model: str | None, adapter: str | None, device: str | None, dtype: str | None) -> Backbone:
+    for module in ("torch", "transformers", "peft"):
+        if importlib.util.find_spec(module) is None:
+            raise BackboneError(f"the transformers backbone needs {module}: pip install 'rerank-llm[llm]'")
     from rerank.backbones.transformers_ import TransformersBackbone
 
     return TransformersBackbone.load(model, adapter=adapter, device=device, dtype=dtype)

@@ -57,8 +57,8 @@ class Encoder:
             room -= len(ids) - limit
             if room < sum(length > 0 for length in lengths):
                 raise ContextError(
-                    f"query {dialogue.query.query_id!r}: instruction, query and {reserve} tokens of answer leave no "
-                    f"room for its passages in the {self.context} tokens of {self._model}; shorten the query"
+                    f"query {dialogue.query.query_id!r}: the instruction, the query and the answer leave no room for "
+                    f"passages in the {self.context} tokens of {self._model}; shorten the query"
                     + (" or show fewer passages at once" if len(texts) > 1 else "")
                 )
             cap = _level(lengths, room)

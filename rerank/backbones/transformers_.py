@@ -46,7 +46,7 @@ class TransformersBackbone:
         place = choose_device(device)
         numbers = choose_dtype(dtype, place)
         name = EMBEDDED if model is None else model
-        path = str(resolve(progress=_log.info)) if model is None else model
+        path = str(resolve(progress=_log.warning)) if model is None else model
         weights = _load(name, path, place, numbers)
         if adapter is not None:
             adapters.attach(weights, adapter)
@@ -141,6 +141,7 @@ class TransformersBackbone:
 
 
 def _load(name: str, path: str, device: object, dtype: object) -> Weights:
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
     from transformers.utils import logging as hf_logging
 
@@ -153,7 +154,7 @@ def _load(name: str, path: str, device: object, dtype: object) -> Weights:
         model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, use_safetensors=True).to(device).eval()
         own = model.generation_config  # some carry sampling and penalties, which a greedy answer must not have
         model.generation_config = GenerationConfig(eos_token_id=own.eos_token_id, pad_token_id=own.pad_token_id)
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         raise _unloadable(name, path, error) from error
     finally:
         if bars:

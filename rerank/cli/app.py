@@ -14,19 +14,22 @@ from rerank.cli.one import rank
 from rerank.cli.run import run
 
 app = typer.Typer(
-    help="Put retrieved passages in the right order with a large language model.",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
+    context_settings={"max_content_width": 100, "help_option_names": ["-h", "--help"]},
 )
 
 
 @app.callback(invoke_without_command=True)
-def _root(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+def _root(
+    context: typer.Context, version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False
+) -> None:
+    """Put retrieved passages in the right order with a large language model."""
     if version:
         typer.echo(f"rerank {rerank.__version__}")
-        raise typer.Exit
+    elif context.invoked_subcommand is None:
+        typer.echo(context.get_help())
 
 
 app.command()(demo)

@@ -11,10 +11,11 @@ from rich.table import Table
 import rerank
 from rerank.backbones import load_backbone
 from rerank.calls import Kind
-from rerank.cli.options import notes, screen, show_log
+from rerank.cli.options import say, screen, show, show_log
 from rerank.cli.progress import Bar
 from rerank.data import load_dataset
 from rerank.eval import evaluate
+from rerank.strategies import load_strategy
 from rerank.types import Outcomes, Ranking, Usage
 
 SAMPLE = "sample:scifact"
@@ -22,11 +23,18 @@ STRATEGIES = ("pointwise", "listwise", "first")
 
 
 def demo(
-    queries: Annotated[int, typer.Option("--queries", "-n", min=1, help="How many of the 300 queries.")] = 12,
-    depth: Annotated[int, typer.Option("--depth", "-k", min=2, help="BM25 candidates for each query.")] = 20,
-    passage_tokens: Annotated[int, typer.Option(min=1, help="What is read of each passage.")] = 100,
+    queries: Annotated[
+        int, typer.Option("--queries", "-n", metavar="N", min=1, help="How many of the 300 queries.")
+    ] = 12,
+    depth: Annotated[
+        int, typer.Option("--depth", "-k", metavar="N", min=2, help="BM25 candidates for each query.")
+    ] = 20,
+    passage_tokens: Annotated[int, typer.Option(metavar="N", min=1, help="What is read of each passage.")] = 100,
 ) -> None:
-    """Rerank a sample of SciFact with the embedded model, three ways, and measure it against BM25."""
+    """Rerank a sample of SciFact in three ways.
+
+    With the embedded model, measured against the BM25 that fetched the passages.
+    """
     show_log()
     dataset = load_dataset(SAMPLE)
     assert dataset.qrels is not None
@@ -38,7 +46,7 @@ def demo(
     )
     requests = list(dataset.candidates(depth))[:queries]
     judged = {c.query.query_id: dataset.qrels[c.query.query_id] for c in requests}
-    notes.print("loading the embedded model")
+    say("loading the embedded model")
     backbone = load_backbone("transformers", needs=Kind.GENERATE)
     screen.print(
         f"\nNow {backbone.name}, untuned, reorders the best {depth} candidates of {len(requests)} queries "
@@ -53,10 +61,11 @@ def demo(
     table.add_row("BM25, as given", f"{bm25:.3f}", "", "", "", "", "")
     scores, unread = {}, []
     for name in STRATEGIES:
-        with Bar(name, len(requests), rerank.load(name, backbone=backbone).strategy.calls(depth)) as bar:
-            ranker = rerank.load(name, backbone=backbone, passage_tokens=passage_tokens, on_progress=bar.show)
+        strategy = load_strategy(name, passage_tokens=passage_tokens)
+        with Bar(name, len(requests), strategy.calls) as bar:
+            ranker = rerank.Reranker(strategy, backbone, on_progress=bar.show)
             started = time.monotonic()
-            rankings = list(ranker.rank_many(requests))
+            rankings = list(ranker.rank_many(bar.watch(requests)))
             seconds = time.monotonic() - started
         scores[name] = evaluate(rankings, judged).mean["nDCG@10"]
         usage = sum((r.usage for r in rankings), Usage())
@@ -72,7 +81,7 @@ def demo(
             f"{seconds:.1f}",
             str(outcomes),
         )
-    screen.print(table)
+    show(table)
     screen.print()
     for name in unread:
         screen.print(f"{name}: no answer could be read as a ranking, so the given order stands.")

@@ -2,36 +2,35 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from typing import Annotated
 
 import typer
 from rich.table import Table
 from rich.text import Text
 
-from rerank.cli.options import screen
+from rerank.cli.options import screen, show
+from rerank.errors import UnknownNameError
 
 
-class Shelf(StrEnum):
-    STRATEGIES = "strategies"
-    PROMPTS = "prompts"
-    MODELS = "models"
-    BACKBONES = "backbones"
-    DATASETS = "datasets"
-
-
-def ls(shelf: Annotated[Shelf | None, typer.Argument(help="One kind only.")] = None) -> None:
-    """List strategies, prompts, models, backbones and datasets, and what each needs."""
+def ls(
+    kind: Annotated[
+        str | None, typer.Argument(metavar="KIND", help="strategies, prompts, models, backbones or datasets.")
+    ] = None,
+) -> None:
+    """List what can be named, and what each needs."""
     shelves = {
-        Shelf.STRATEGIES: _strategies,
-        Shelf.PROMPTS: _prompts,
-        Shelf.MODELS: _models,
-        Shelf.BACKBONES: _backbones,
-        Shelf.DATASETS: _datasets,
+        "strategies": _strategies,
+        "prompts": _prompts,
+        "models": _models,
+        "backbones": _backbones,
+        "datasets": _datasets,
     }
-    for name in [shelf] if shelf else list(Shelf):
-        screen.print(shelves[name]())
-        screen.print()
+    if kind is not None and kind not in shelves:
+        raise UnknownNameError("kind", kind, shelves)
+    for position, name in enumerate([kind] if kind is not None else shelves):
+        if position:
+            screen.print()
+        show(shelves[name]())
 
 
 def _table(*columns: str) -> Table:
@@ -81,10 +80,10 @@ def _backbones() -> Table:
 
 
 def _datasets() -> Table:
-    from rerank.data import samples
+    from rerank.data import list_samples
 
     table = _table("dataset", "what it is")
-    for name in samples():
+    for name in list_samples():
         table.add_row(f"sample:{name}", "comes with the package, first stage included")
     table.add_row("irds:ID", "any ir_datasets id, as irds:beir/scifact/test; downloaded at first use")
     table.add_row("PATH or PATH:SPLIT", "a BEIR folder; split 'test' unless named")

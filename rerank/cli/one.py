@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import sys
-from pathlib import Path
+import re
+from collections.abc import Iterable
 from typing import Annotated
 
 import typer
@@ -12,13 +12,17 @@ from rich.table import Table
 from rich.text import Text
 
 from rerank.cli import options as opt
-from rerank.errors import InputError
-from rerank.types import Ranking, as_candidates
+from rerank.data.files import read_lines
+from rerank.types import Candidates, Outcomes, Passage, Query, Ranking, Usage
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")  # a terminal would obey what a passage says
 
 
 def rank(
-    query: Annotated[str, typer.Argument(help="The query.")],
-    passages: Annotated[str, typer.Argument(help="A text file with a passage a line, or - for standard input.")] = "-",
+    query: Annotated[str, typer.Argument(metavar="QUERY", help="What was asked.")],
+    passages: Annotated[
+        str, typer.Argument(metavar="FILE", help="Text with a passage a line; '-' is standard input.")
+    ] = "-",
     strategy: opt.StrategyName = "first",
     model: opt.Model = None,
     adapter: opt.Adapter = None,
@@ -27,38 +31,34 @@ def rank(
     device: opt.Device = None,
     dtype: opt.Dtype = None,
     strict: opt.Strict = False,
-    top: Annotated[int | None, typer.Option("--top", "-k", help="Show only the best k.")] = None,
+    top: Annotated[int | None, typer.Option("--top", "-k", metavar="N", min=1, help="Show only the best N.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON line for each passage.")] = False,
 ) -> None:
     """Rank the lines of a file for one query."""
-    request = as_candidates(query, _lines(passages))
-    ranker = opt.load_ranker(
-        strategy,
-        model=model,
-        adapter=adapter,
-        prompt=prompt,
-        options=option,
-        device=device,
-        dtype=dtype,
-        strict=strict,
-    )
+    made = opt.load_described(strategy, prompt, option)
+    request = Candidates(Query(query), tuple(_passages(passages)))
+    ranker = opt.load_ranker(made, model=model, adapter=adapter, device=device, dtype=dtype, strict=strict)
     (ranking,) = ranker.rank_many([request])
     shown = ranking.top(top) if top is not None else ranking
     if as_json:
         for hit in shown:
-            record = {"rank": hit.rank, "score": hit.score, "line": int(hit.passage.doc_id) + 1}
+            record = {"rank": hit.rank, "score": hit.score, "line": int(hit.passage.doc_id)}
             typer.echo(json.dumps({**record, "text": hit.passage.text}, ensure_ascii=False))
     else:
-        opt.screen.print(_table(shown))
-        opt.notes.print(summary(ranking), style="dim")
+        opt.show(_table(shown))
+        opt.notes.print(summary(ranking.usage, ranking.outcomes), style="dim")
 
 
-def summary(ranking: Ranking) -> str:
-    usage = ranking.usage
+def summary(usage: Usage, outcomes: Outcomes) -> str:
+    """What it took, in a line."""
     return (
-        f"{usage.calls} calls, {usage.prompt_tokens:,} prompt and {usage.generated_tokens:,} generated tokens, "
-        f"{usage.seconds:.1f} s; answers: {ranking.outcomes}"
+        f"{counted(usage.calls, 'call', 'calls')}, {usage.prompt_tokens:,} prompt and "
+        f"{usage.generated_tokens:,} generated tokens, {usage.seconds:.1f} s; answers: {outcomes}"
     )
+
+
+def counted(number: int, one: str, many: str) -> str:
+    return f"{number:,} {one if number == 1 else many}"
 
 
 def _table(ranking: Ranking) -> Table:
@@ -67,16 +67,11 @@ def _table(ranking: Ranking) -> Table:
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("passage", overflow="fold")
     for hit in ranking:
-        table.add_row(str(hit.rank), f"{hit.score:.3f}", str(int(hit.passage.doc_id) + 1), Text(hit.passage.text))
+        table.add_row(str(hit.rank), f"{hit.score:.3f}", hit.passage.doc_id, Text(_CONTROL.sub(" ", hit.passage.text)))
     return table
 
 
-def _lines(name: str) -> list[dict[str, str]]:
-    """The filled lines, each with its place in the file as its id."""
-    try:
-        text = sys.stdin.read() if name == "-" else Path(name).read_text(encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"cannot read passages from {name!r}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"passages in {name!r} are not UTF-8 text") from error
-    return [{"id": str(i), "text": line} for i, line in enumerate(text.splitlines()) if line.strip()]
+def _passages(name: str) -> list[Passage]:
+    """The filled lines, each with its number in the file as its id."""
+    lines: Iterable[str] = opt.standard_input("passages") if name == "-" else read_lines(name)
+    return [Passage(line.rstrip("\r\n"), str(i)) for i, line in enumerate(lines, start=1) if line.strip()]

@@ -1,40 +1,70 @@
-"""Options that several commands share, and the ranker that they describe."""
+"""What several commands share: options, the ranker that they describe, and the two screens."""
 
 from __future__ import annotations
 
+import io
 import logging
-from collections.abc import Callable
+import os
+import sys
+from collections.abc import Callable, Iterator
 from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.table import Table
 
-import rerank
-from rerank.errors import InputError
+from rerank.backbones import load_backbone
+from rerank.errors import InputError, UnknownNameError
+from rerank.reranker import Reranker
 from rerank.scheduler import Progress
+from rerank.strategies import STRATEGIES, Strategy, load_strategy, options_of
 
-screen = Console(highlight=False)
-notes = Console(stderr=True, highlight=False)
+# What is printed is data: brackets and colons in it are no markup.
+screen = Console(highlight=False, markup=False, emoji=False)
+notes = Console(stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=True)
 
-StrategyName = Annotated[str, typer.Option("--strategy", "-s", help="How to rank; see 'rerank ls strategies'.")]
-Model = Annotated[
-    str | None, typer.Option("--model", "-m", help="A model's hub name or directory; default: the embedded model.")
+StrategyName = Annotated[
+    str, typer.Option("--strategy", "-s", metavar="NAME", help="How to rank; see 'rerank ls strategies'.")
 ]
-Adapter = Annotated[str | None, typer.Option("--adapter", "-a", help="A LoRA adapter's directory or hub name.")]
+Model = Annotated[
+    str | None,
+    typer.Option("--model", "-m", metavar="NAME", help="A hub name or a directory; default: the embedded model."),
+]
+Adapter = Annotated[
+    str | None, typer.Option("--adapter", "-a", metavar="NAME", help="A LoRA adapter: a directory or a hub name.")
+]
 PromptName = Annotated[
-    str | None, typer.Option("--prompt", "-p", help="NAME, NAME@VERSION or a YAML file; see 'rerank ls prompts'.")
+    str | None,
+    typer.Option("--prompt", "-p", metavar="NAME", help="NAME, NAME@VERSION or a YAML file; see 'rerank ls prompts'."),
 ]
 StrategyOptions = Annotated[
-    list[str] | None, typer.Option("--option", "-O", help="A strategy's option, as window=10; may be repeated.")
+    list[str] | None,
+    typer.Option("--option", "-O", metavar="NAME=VALUE", help="A strategy's option, as window=10; may be repeated."),
 ]
-Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps; default: the best that is there.")]
-Dtype = Annotated[str | None, typer.Option(help="bfloat16, float16 or float32; default: what the device is fast at.")]
+Device = Annotated[
+    str | None, typer.Option(metavar="NAME", help="cpu, cuda, cuda:1, mps; default: the best that is there.")
+]
+Dtype = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="bfloat16, float16 or float32; default: what the device is fast at."),
+]
 Strict = Annotated[
     bool, typer.Option("--strict", help="Refuse passages that would be cut to fit or hold control tokens.")
 ]
 
 
-def pairs(options: list[str] | None) -> dict[str, object]:
+def load_described(name: str, prompt: str | None, options: list[str] | None) -> Strategy:
+    """The strategy that --strategy, --prompt and --option describe."""
+    values = _pairs(options)
+    if name in STRATEGIES:
+        known = options_of(STRATEGIES[name])
+        for option in values:
+            if option not in known:  # before it can pass for another argument, as 'prompt' would
+                raise UnknownNameError(f"{name} option", option, known)
+    return load_strategy(name, prompt=prompt, **values)
+
+
+def _pairs(options: list[str] | None) -> dict[str, object]:
     """`["window=10"]` as `{"window": "10"}`; the strategy converts the values."""
     found: dict[str, object] = {}
     for option in options or []:
@@ -46,38 +76,68 @@ def pairs(options: list[str] | None) -> dict[str, object]:
 
 
 def load_ranker(
-    strategy: str,
+    strategy: Strategy,
     *,
     model: str | None,
     adapter: str | None,
-    prompt: str | None,
-    options: list[str] | None,
     device: str | None,
     dtype: str | None,
     strict: bool,
     on_progress: Callable[[Progress], None] | None = None,
-) -> rerank.Reranker:
+) -> Reranker:
     """The ranker, with what it says of fetching and loading on stderr."""
     show_log()
-    return rerank.load(
-        strategy,
-        model=model,
-        adapter=adapter,
-        prompt=prompt,
-        backbone="transformers",
-        device=device,
-        dtype=dtype,
-        strict=strict,
-        on_progress=on_progress,
-        **pairs(options),
+    say(f"loading {model or 'the embedded model'}")
+    backbone = load_backbone(
+        "transformers", needs=strategy.prompt.needs, model=model, adapter=adapter, device=device, dtype=dtype
     )
+    return Reranker(strategy, backbone, strict=strict, on_progress=on_progress)
+
+
+def say(text: str) -> None:
+    """What is going on, for who sits in front of it; a log file is spared it."""
+    if notes.is_terminal:
+        notes.print(text, style="dim")
+
+
+def show(table: Table) -> None:
+    """A table as wide as the terminal; in a pipe or a file as wide as it is, so that a row stays a line."""
+    if screen.is_terminal or "COLUMNS" in os.environ:
+        screen.print(table)
+        return
+    wide = Console(width=1_000_000, highlight=False, markup=False, emoji=False)
+    with wide.capture() as captured:
+        wide.print(table)
+    typer.echo("\n".join(line.rstrip() for line in captured.get().rstrip("\n").split("\n")))
+
+
+def standard_input(what: str) -> Iterator[str]:
+    """The lines of standard input as they arrive, strictly as UTF-8, whatever the locale says."""
+    stream = sys.stdin
+    if stream is None:
+        raise InputError(f"there is no standard input to read {what} from")
+    if isinstance(stream, io.TextIOWrapper):
+        stream.reconfigure(encoding="utf-8", errors="strict")
+    if stream.isatty():
+        say(f"reading {what} from the keyboard; Ctrl-D ends them")
+    try:
+        yield from stream
+    except UnicodeDecodeError as error:
+        raise InputError(f"standard input is not UTF-8 text: {error.reason}") from error
+
+
+class _Log(logging.Handler):
+    """Through the console, which knows how to write above a progress bar."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        notes.print(self.format(record))
 
 
 def show_log() -> None:
-    """The library's own log on stderr, from 'info' up."""
+    """The library's own log on stderr, from 'info' up; of its model libraries only errors."""
+    for name in ("TRANSFORMERS_VERBOSITY", "HF_HUB_VERBOSITY"):  # are read when these are first imported
+        os.environ.setdefault(name, "error")
     log = logging.getLogger("rerank")
     if not log.handlers:
-        handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter("%(message)s"))
-        log.addHandler(handler)
+        log.addHandler(_Log())
         log.setLevel(logging.INFO)

@@ -3,52 +3,83 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Iterable, Iterator
+from datetime import timedelta
 from types import TracebackType
 
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
 from rerank.cli.options import notes
 from rerank.scheduler import Progress as Done
+from rerank.types import Candidates
+
+NOTE_S = 60.0  # where no bar can be drawn there is a line at most this often
 
 
 class Bar:
-    """Shows `Done` values. The scheduler counts from 0 for each block, so what came before is kept here.
+    """Shows `Done` values. `calls` says what n passages cost; `done` queries were ranked in an earlier sitting.
 
-    The bar moves with the calls, which come steadily; queries come many at once.
+    The bar moves with the calls, which come steadily; queries come many at once. `watch` has to see the
+    requests, since how many calls there will be depends on how many passages each has.
     """
 
-    def __init__(self, title: str, queries: int | None, calls_per_query: int, done: int = 0) -> None:
-        self._queries, self._per_query, self._before = queries, max(1, calls_per_query), done
-        self._calls, self._tokens, self._last = 0, 0, Done()
-        self._started = time.monotonic()
+    def __init__(
+        self, title: str, queries: int | None, calls: Callable[[int], int], *, done: int = 0, hidden: bool = False
+    ) -> None:
+        self._queries, self._cost, self._before, self._hidden = queries, calls, done, hidden
+        self._drawn, self._expected = 0, 0  # requests, and the calls of those that are not done
+        self._ranked = done  # before this block
+        self._calls, self._tokens, self._last, self._seen = 0, 0, Done(), done
+        self._started = self._noted = time.monotonic()
         self._progress = Progress(
             SpinnerColumn(),
             TextColumn("{task.description}"),
-            BarColumn(),
-            TextColumn("{task.fields[count]}"),
-            TextColumn("{task.fields[rate]}"),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(elapsed_when_finished=False),
+            BarColumn(bar_width=20),
+            TextColumn("{task.fields[state]}"),
             console=notes,
             transient=True,
+            redirect_stdout=False,  # else what is printed to stdout would come out here, on stderr
+            disable=hidden or not notes.is_terminal,
         )
-        left = None if queries is None else max(0, queries - done) * self._per_query
-        self._task = self._progress.add_task(title, total=left, count="loading", rate="")
+        self._task = self._progress.add_task(title, total=None, state="first batch")
+
+    def watch(self, requests: Iterable[Candidates]) -> Iterator[Candidates]:
+        for request in requests:
+            self._drawn += 1
+            if self._drawn > self._before:
+                self._expected += self._cost(len(request))
+            yield request
 
     def show(self, done: Done) -> None:
-        if done.batches <= self._last.batches:  # a new block
-            self._last = Done()
+        now = time.monotonic()
+        if done.batches <= self._last.batches:  # the scheduler counts from 0 for each block
+            self._ranked, self._last = self._seen, Done()
+        if not self._calls:
+            self._started = now - done.usage.seconds  # loading does not count
         self._calls += done.usage.calls - self._last.usage.calls
-        tokens = done.usage.prompt_tokens + done.usage.generated_tokens
-        self._tokens += tokens - self._last.usage.prompt_tokens - self._last.usage.generated_tokens
-        self._last = done
-        if self._calls == done.usage.calls and done.batches == 1:
-            self._started = time.monotonic() - done.usage.seconds  # loading does not count
-        rate = self._tokens / max(1e-9, time.monotonic() - self._started)
-        finished = self._before + self._calls // self._per_query
-        count = f"{finished}/{self._queries} queries" if self._queries is not None else f"{finished} queries"
-        self._progress.update(self._task, completed=self._calls, count=count, rate=f"{rate:,.0f} tokens/s")
+        self._tokens += _tokens(done) - _tokens(self._last)
+        self._last, self._seen = done, self._drawn
+        total, state = self._total(), self._state(done, now - self._started)
+        self._progress.update(self._task, total=total, completed=self._calls, state=state)
+        if not notes.is_terminal and not self._hidden and now - self._noted >= NOTE_S:
+            self._noted = now
+            notes.print(state)
+
+    def _total(self) -> float | None:
+        """The calls of this sitting: those of the requests seen, and the same mean for those to come."""
+        seen = self._drawn - self._before
+        if self._queries is None or seen <= 0:
+            return None
+        return self._expected * (1 + max(0, self._queries - self._drawn) / seen)
+
+    def _state(self, done: Done, seconds: float) -> str:
+        count = f"{self._ranked + done.queries:,}"
+        parts = [f"{count}/{self._queries:,} queries" if self._queries is not None else f"{count} queries"]
+        parts += [f"{self._tokens / max(1e-9, seconds):,.0f} tokens/s"]
+        total = self._total()
+        if total is not None and self._calls:
+            parts.append(f"{_clock(seconds * max(0.0, total / self._calls - 1))} left")
+        return ", ".join(parts)
 
     def __enter__(self) -> Bar:
         self._progress.start()
@@ -58,3 +89,11 @@ class Bar:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._progress.stop()
+
+
+def _tokens(done: Done) -> int:
+    return done.usage.prompt_tokens + done.usage.generated_tokens
+
+
+def _clock(seconds: float) -> str:
+    return str(timedelta(seconds=round(seconds)))

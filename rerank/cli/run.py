@@ -2,42 +2,56 @@
 
 from __future__ import annotations
 
-import itertools
 import sys
 from collections.abc import Iterable, Iterator
+from functools import partial
+from itertools import chain, islice
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-import rerank
 from rerank.cli import options as opt
+from rerank.cli.one import counted, summary
 from rerank.cli.progress import Bar
 from rerank.data import Dataset, load_dataset, read_lists, read_queries, read_run, write_run
 from rerank.data.files import read_lines
 from rerank.errors import InputError
-from rerank.runs import Journal, Totals, is_complete, journal_path, resumable_run
-from rerank.strategies import Strategy, load_strategy, options_of
-from rerank.types import Candidates
+from rerank.reranker import OnError, Ranker
+from rerank.runs import Journal, Totals, is_complete, journal_path, only_process, resumable_run
+from rerank.strategies import options_of
+from rerank.types import Candidates, Ranking
 
 
 def run(
     dataset: Annotated[
-        str | None, typer.Argument(help="See 'rerank ls datasets'. Not needed when --queries brings the passages.")
+        str | None,
+        typer.Argument(
+            metavar="DATASET", help="See 'rerank ls datasets'. Not needed when --queries brings the passages."
+        ),
     ] = None,
     strategy: opt.StrategyName = "first",
     output: Annotated[
-        str, typer.Option("--output", "-o", help="The TREC run; a run that died resumes. '-' is standard output.")
+        str,
+        typer.Option(
+            "--output", "-o", metavar="FILE", help="The TREC run; one that died resumes. '-' is standard output."
+        ),
     ] = "-",
     first_stage: Annotated[
-        str | None, typer.Option("--run", help="A TREC run with the candidates; default: the dataset's, else BM25.")
+        str | None,
+        typer.Option(
+            "--run", metavar="FILE", help="A TREC run with the candidates; default: the dataset's, else BM25."
+        ),
     ] = None,
     queries: Annotated[
         str | None,
-        typer.Option(help="Queries from a file or '-': 'id<TAB>text', JSONL, or lists {qid, query, docs} as JSONL."),
+        typer.Option(
+            metavar="FILE",
+            help="Queries from a file or '-': 'id<TAB>text', JSONL, or lists {qid, query, docs} as JSONL.",
+        ),
     ] = None,
-    depth: Annotated[int, typer.Option("--depth", "-k", min=1, help="Candidates for each query.")] = 100,
-    limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many queries.")] = None,
+    depth: Annotated[int, typer.Option("--depth", "-k", metavar="N", min=1, help="Candidates for each query.")] = 100,
+    limit: Annotated[int | None, typer.Option(metavar="N", min=1, help="Only the first N queries.")] = None,
     model: opt.Model = None,
     adapter: opt.Adapter = None,
     prompt: opt.PromptName = None,
@@ -45,20 +59,23 @@ def run(
     device: opt.Device = None,
     dtype: opt.Dtype = None,
     strict: opt.Strict = False,
-    tag: Annotated[str | None, typer.Option(help="The run's tag; default: rerank-STRATEGY.")] = None,
-    block: Annotated[int, typer.Option(min=1, help="Queries ranked, and made durable, together.")] = 32,
+    tag: Annotated[str | None, typer.Option(metavar="WORD", help="The run's tag; default: rerank-STRATEGY.")] = None,
+    block: Annotated[int, typer.Option(metavar="N", min=1, help="Queries ranked, and made durable, together.")] = 32,
 ) -> None:
     """Rank every query's candidates and write a TREC run."""
     opt.show_log()
-    made = load_strategy(strategy, prompt=prompt, **opt.pairs(option))
+    made = opt.load_described(strategy, prompt, option)
     tag = tag or f"rerank-{strategy}"
+    if any(map(str.isspace, tag)):
+        raise InputError(f"the tag {tag!r} cannot stand in a TREC run: it has white space")
     settings = {
         "dataset": dataset,
         "run": first_stage,
         "queries": queries,
         "depth": depth,
         "limit": limit,
-        "strategy": {"name": strategy, **_options(made)},
+        "strategy": strategy,
+        "options": {name: getattr(made, name) for name in options_of(type(made))},
         "prompt": made.prompt.identity,
         "model": model,
         "adapter": adapter,
@@ -68,47 +85,73 @@ def run(
         "tag": tag,
         "block": block,
     }
-    target = None if output == "-" else Path(output)
-    if target is not None:
-        if not target.parent.is_dir():
-            raise InputError(f"the folder of the output {output!r} does not exist")
+    on_error: OnError = "raise" if strict else "keep"
+    # the model takes longest, so it is loaded when all else is known to be in order
+    load = partial(opt.load_ranker, made, model=model, adapter=adapter, device=device, dtype=dtype, strict=strict)
+    if output == "-":
+        known, requests = _requests(dataset, first_stage, queries, depth, limit)
+        bar = Bar(strategy, known, made.calls, hidden=sys.stdout.isatty())  # the lines themselves show how far it is
+        ranker = load(on_progress=bar.show)
+        with bar:
+            totals = _to_stdout(ranker, bar.watch(requests), tag, on_error)
+        _report(totals)
+        return
+    target = Path(output)
+    with only_process(target):
         if is_complete(target, settings):
+            if queries == "-":
+                raise InputError(
+                    f"{output} exists; whether it ranks what now comes through standard input cannot be told, "
+                    "so delete it or give another output"
+                )
             opt.notes.print(f"{output} is already there, made with these settings")
             return
-    journal = Journal(journal_path(target), settings) if target is not None else None
-    known, requests = _requests(dataset, first_stage, queries, depth)
-    requests = itertools.islice(requests, limit)
-    if known is not None and limit is not None:
-        known = min(known, limit)
-    done = journal.totals if journal is not None else Totals()
-    if done.queries:
-        opt.notes.print(f"{output}: {done.queries} queries are done; going on from there")
-    with Bar(strategy, known, made.calls(depth), done.queries) as bar:
-        ranker = opt.load_ranker(
-            strategy,
-            model=model,
-            adapter=adapter,
-            prompt=prompt,
-            options=option,
-            device=device,
-            dtype=dtype,
-            strict=strict,
-            on_progress=bar.show,
-        )
-        if target is not None and journal is not None:
-            totals = resumable_run(ranker, requests, target, settings=settings, tag=tag, block=block, journal=journal)
-        else:
-            totals = _to_stdout(ranker, requests, tag)
+        journal = Journal(journal_path(target), settings)
+        known, requests = _requests(dataset, first_stage, queries, depth, limit)
+        bar = Bar(strategy, known, made.calls, done=journal.totals.queries)
+        ranker = load(on_progress=bar.show)
+        try:
+            with bar:
+                totals = resumable_run(
+                    ranker, bar.watch(requests), target, tag=tag, block=block, journal=journal, on_error=on_error
+                )
+        except KeyboardInterrupt:
+            opt.notes.print(f"{output}: queries done: {journal.totals.queries}; the same command goes on from there")
+            raise
     _report(totals)
 
 
 def _requests(
-    dataset: str | None, first_stage: str | None, queries: str | None, depth: int
+    dataset: str | None, first_stage: str | None, queries: str | None, depth: int, limit: int | None
 ) -> tuple[int | None, Iterator[Candidates]]:
     """How many queries there are, where that is known, and the stream of them."""
+    known, requests = _source(dataset, first_stage, queries, depth)
+    if limit is not None and known is not None:
+        known = min(known, limit)
+    return known, _writable(islice(requests, limit))
+
+
+def _writable(requests: Iterable[Candidates]) -> Iterator[Candidates]:
+    """Refuses what a run cannot hold before it is ranked, not when the file is written, hours later."""
+    seen: set[str] = set()
+    for request in requests:
+        query_id = request.query.query_id
+        if query_id in seen:
+            raise InputError(f"query {query_id!r} comes twice; a run holds each query once")
+        seen.add(query_id)
+        for name in (query_id, *(passage.doc_id for passage in request.passages)):
+            if not name or any(map(str.isspace, name)):
+                raise InputError(f"the id {name!r} cannot stand in a TREC run: it is empty or has white space")
+        yield request
+
+
+def _source(
+    dataset: str | None, first_stage: str | None, queries: str | None, depth: int
+) -> tuple[int | None, Iterator[Candidates]]:
     if queries is None:
         if dataset is None:
             raise InputError("give a dataset, or --queries with passages; see 'rerank ls datasets'")
+        opt.say(f"reading {dataset}")
         loaded = load_dataset(dataset)
         stage = None if first_stage is None else read_run(first_stage)
         return len(loaded.queries), loaded.candidates(depth, run=stage)
@@ -135,44 +178,37 @@ def _searched(
 
 
 def _lines(queries: str) -> tuple[str, Iterator[str]]:
-    return ("standard input", iter(sys.stdin)) if queries == "-" else (queries, read_lines(queries))
+    return ("standard input", opt.standard_input("queries")) if queries == "-" else (queries, read_lines(queries))
 
 
 def _peek(lines: Iterator[str]) -> tuple[str, Iterator[str]]:
     """The first filled line, and all lines from it on."""
     for line in lines:
         if line.strip():
-            return line, itertools.chain([line], lines)
+            return line, chain([line], lines)
     raise InputError("--queries is empty; give a query a line")
 
 
-def _to_stdout(ranker: rerank.Ranker, requests: Iterable[Candidates], tag: str) -> Totals:
+def _to_stdout(ranker: Ranker, requests: Iterable[Candidates], tag: str, on_error: OnError) -> Totals:
     totals = Totals()
 
-    def counted() -> Iterator[rerank.Ranking]:
+    def tallied() -> Iterator[Ranking]:
         nonlocal totals
-        for ranking in ranker.rank_many(requests, on_error="keep"):
+        for ranking in ranker.rank_many(requests, on_error=on_error):
             totals = totals.plus(ranking)
             yield ranking
+            sys.stdout.flush()  # who reads a pipe need not wait for the next query
 
-    write_run(sys.stdout, counted(), tag)
+    write_run(sys.stdout, tallied(), tag)
     if not totals.queries:
         raise InputError("there is no query to rank")
     return totals
 
 
-def _options(strategy: Strategy) -> dict[str, object]:
-    return {name: getattr(strategy, name) for name in options_of(type(strategy))}
-
-
 def _report(totals: Totals) -> None:
-    usage = totals.usage
-    opt.notes.print(
-        f"{totals.queries} queries, {usage.calls:,} calls, {usage.prompt_tokens:,} prompt and "
-        f"{usage.generated_tokens:,} generated tokens, {usage.seconds:.1f} s; answers: {totals.outcomes}"
-    )
+    opt.notes.print(f"{counted(totals.queries, 'query', 'queries')}, {summary(totals.usage, totals.outcomes)}")
     if totals.errors:
         for error in totals.errors[:10]:
-            opt.notes.print(f"not asked, given order kept: {error}", soft_wrap=True)
+            opt.notes.print(f"not asked, given order kept: {error}")
         opt.notes.print(f"{len(totals.errors)} of {totals.queries} queries kept their given order")
         raise typer.Exit(1)
