@@ -7,6 +7,7 @@ import json
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -122,6 +123,30 @@ def test_scores_do_not_depend_on_the_batch(
         assert one.doc_ids == other.doc_ids
         for hit, same in zip(one, other, strict=True):
             assert abs(hit.score - same.score) < 1e-3
+
+
+def test_a_batch_that_does_not_fit_is_halved(backbone: TransformersBackbone) -> None:
+    @dataclasses.dataclass(frozen=True)
+    class Small:
+        """The same weights on a device with room for `most` calls."""
+
+        most: int
+
+        def __getattr__(self, name: str) -> object:
+            return getattr(backbone.weights, name)
+
+        def logits(self, sequences: Sequence[Sequence[int]], *rest: Any) -> list[torch.Tensor]:
+            if len(sequences) > self.most:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return backbone.weights.logits(sequences, *rest)
+
+    calls = [load_prompt("pointwise-yes-no").ask(Query("q"), [Passage(text, "p")]) for text in [*TEXTS, *TEXTS]]
+    whole = ask(backbone, *calls)
+    halved = ask(dataclasses.replace(backbone, weights=Small(2)), *calls)  # type: ignore[arg-type]
+    for one, other in zip(whole, halved, strict=True):
+        assert one.logprobs == pytest.approx(other.logprobs, abs=1e-4)
+    with pytest.raises(BackboneError, match="out of memory on one call"):
+        ask(dataclasses.replace(backbone, weights=Small(0)), *calls)  # type: ignore[arg-type]
 
 
 def test_a_model_that_caps_its_logits_is_noticed(tmp_path: Path, tiny_model: Path) -> None:

@@ -94,12 +94,23 @@ class TransformersBackbone:
     def answer(self, batch: Sequence[Prepared]) -> list[Answer]:
         import torch
 
-        with self.weights.lock, torch.inference_mode():
-            self.weights.switch(self.adapter)
-            kind = batch[0].call.kind
-            if kind == Kind.LABELS:
-                return self._labels(batch)
-            return self._likelihood(batch) if kind == Kind.LIKELIHOOD else self._generate(batch)
+        try:
+            with self.weights.lock, torch.inference_mode():
+                self.weights.switch(self.adapter)
+                kind = batch[0].call.kind
+                if kind == Kind.LABELS:
+                    return self._labels(batch)
+                return self._likelihood(batch) if kind == Kind.LIKELIHOOD else self._generate(batch)
+        except torch.OutOfMemoryError as error:
+            if len(batch) == 1:
+                raise BackboneError(
+                    f"{self.name} runs out of memory on one call of {batch[0].tokens} tokens; cut the passages "
+                    "(passage_tokens=...), show fewer at once (window=...), or use a smaller dtype or model"
+                ) from error
+        torch.cuda.empty_cache()
+        half = len(batch) // 2
+        _log.warning("out of memory on a batch of %d calls; trying halves", len(batch))
+        return self.answer(batch[:half]) + self.answer(batch[half:])
 
     def _labels(self, batch: Sequence[Prepared]) -> list[Answer]:
         logits = self.weights.logits(
