@@ -204,6 +204,16 @@ def test_a_limit_on_passages(backbone: TransformersBackbone) -> None:
     assert cut == 0  # it was asked for, so it is nothing to report
 
 
+def test_letters_of_many_bytes_are_cut_by_tokens(backbone: TransformersBackbone) -> None:
+    """Each such letter is three or four tokens; one that is begun is kept whole."""
+    encoder = backbone.weights.encoder
+    text = "漢字😀" * 2000
+    ids, _, cut = encoder.encode(dialogue(Span(text, passage=True)), reserve=1)
+    assert cut == 1
+    assert encoder.context - 16 <= len(ids) <= encoder.context - 1
+    assert "\ufffd" not in encoder.tokenizer.decode(ids)
+
+
 def test_level_cuts_the_longest_first() -> None:
     assert _level([10, 2, 8], 12) == 5
     assert _level([100, 100], 50) == 25

@@ -114,8 +114,11 @@ class Encoder:
 
     def _cut(self, text: str, tokens: int) -> str:
         """The longest beginning of the text that holds at most this many tokens."""
-        if len(text) <= tokens:  # a token is at least a character, but for rare bytes
+        if len(text.encode()) <= tokens:  # a token is a byte at least
             return text
+        if not self.tokenizer.is_fast:  # without offsets the text is put together again from its tokens
+            ids = self.tokenizer.encode(text, add_special_tokens=False)
+            return text if len(ids) <= tokens else str(self.tokenizer.decode(ids[:tokens])).rstrip("\ufffd")
         encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
         offsets: list[tuple[int, int]] = encoded["offset_mapping"]
         return text if len(offsets) <= tokens else text[: offsets[tokens - 1][1]]
