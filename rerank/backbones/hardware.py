@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from rerank.calls import Kind
 from rerank.errors import InputError
 
 if TYPE_CHECKING:
@@ -57,12 +56,6 @@ def _cpu_multiplies_bfloat16() -> bool:
         return False
 
 
-def default_batch_tokens(device: torch.device, kind: Kind) -> int:
-    """Tokens in a batch, padding included: what fills the device without filling its memory.
-
-    On a CPU small batches stay in its caches; but generation reads all weights for every token, whatever the
-    batch, so there a larger one is faster.
-    """
-    if device.type == "cpu":
-        return 16384 if kind == Kind.GENERATE else 4096
-    return 32768
+def default_batch_tokens(device: torch.device) -> int:
+    """Tokens in a batch, padding included: what fills the device without filling its memory or its caches."""
+    return 4096 if device.type == "cpu" else 32768

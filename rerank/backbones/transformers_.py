@@ -77,7 +77,7 @@ class TransformersBackbone:
         return self.weights.encoder.control_tokens
 
     def budget(self, kind: Kind) -> int:
-        return self.batch_tokens or default_batch_tokens(self.weights.device, kind)
+        return self.batch_tokens or default_batch_tokens(self.weights.device)
 
     def prepare(self, call: Call) -> Prepared:
         encoder = self.weights.encoder

@@ -25,7 +25,7 @@ STRATEGIES = ("pointwise", "listwise", "first")
 def demo(
     queries: Annotated[
         int, typer.Option("--queries", "-n", metavar="N", min=1, help="How many of the 300 queries.")
-    ] = 12,
+    ] = 10,
     depth: Annotated[
         int, typer.Option("--depth", "-k", metavar="N", min=2, help="BM25 candidates for each query.")
     ] = 20,
