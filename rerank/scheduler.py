@@ -157,10 +157,10 @@ class Scheduler:
         places = [(job, position) for job in jobs for position in range(len(job.calls)) if job.ranking is None]
         places.sort(key=lambda place: (place[0].calls[place[1]].call.kind, -place[0].calls[place[1]].tokens))
         batches: list[list[tuple[_Job, int]]] = []
+        budget = self._backbone.batch_tokens
         for place in places:
             item = place[0].calls[place[1]]
             if batches:
-                budget = self._backbone.budget(item.call.kind)
                 first = batches[-1][0][0].calls[batches[-1][0][1]]  # the longest of its batch
                 fits = budget is None or first.tokens * (len(batches[-1]) + 1) <= budget
                 if first.call.kind == item.call.kind and fits:

@@ -43,9 +43,6 @@ class Counting:
     kinds: frozenset[Kind] = frozenset(Kind)
     control_tokens: frozenset[str] = frozenset()
 
-    def budget(self, kind: Kind) -> int:
-        return self.batch_tokens
-
     def prepare(self, call: Call) -> Prepared:
         return self.inner.prepare(call)
 

@@ -43,7 +43,8 @@ class Backbone(Protocol):
         """Texts that its tokenizer reads as control tokens; they are broken up in passages."""
         ...
 
-    def budget(self, kind: Kind) -> int | None:
+    @property
+    def batch_tokens(self) -> int | None:
         """The most tokens in a batch, padding included; None where the engine makes its own batches."""
         ...
 

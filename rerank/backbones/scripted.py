@@ -32,9 +32,6 @@ class ScriptedBackbone:
     control_tokens: frozenset[str] = frozenset()
     batches: list[int] = field(default_factory=list)
 
-    def budget(self, kind: Kind) -> int | None:
-        return self.batch_tokens
-
     def prepare(self, call: Call) -> Prepared:
         texts = [span.text for message in call.dialogue.messages for span in message.spans]
         return Prepared(call, (), len(" ".join(texts).split()))

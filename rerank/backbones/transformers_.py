@@ -50,7 +50,7 @@ class TransformersBackbone:
         weights = _load(name, path, place, numbers)
         if adapter is not None:
             adapters.attach(weights, adapter)
-        return cls(weights, adapter, batch_tokens)
+        return cls(weights, adapter, batch_tokens or default_batch_tokens(place))
 
     def with_adapter(self, adapter: str | None) -> TransformersBackbone:
         """The same weights under another adapter, loaded if it is not yet; None for the bare model."""
@@ -75,9 +75,6 @@ class TransformersBackbone:
     @property
     def control_tokens(self) -> frozenset[str]:
         return self.weights.encoder.control_tokens
-
-    def budget(self, kind: Kind) -> int:
-        return self.batch_tokens or default_batch_tokens(self.weights.device)
 
     def prepare(self, call: Call) -> Prepared:
         encoder = self.weights.encoder
