@@ -21,6 +21,31 @@ class Kind(StrEnum):
     LABELS = "labels"
     LIKELIHOOD = "likelihood"
     GENERATE = "generate"
+    SCORE = "score"
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """The answer is one of these texts."""
+
+    options: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Regex:
+    """The answer matches this regular expression as a whole."""
+
+    pattern: str
+
+
+@dataclass(frozen=True, slots=True)
+class JsonSchema:
+    """The answer is JSON of this schema, itself given as JSON text."""
+
+    schema: str
+
+
+Constraint = Choice | Regex | JsonSchema
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,26 +96,39 @@ class LikelihoodCall:
 
 @dataclass(frozen=True, slots=True)
 class GenerateCall:
-    """What does the model write, greedily, up to `max_tokens` or the first of `stop`?"""
+    """What does the model write, greedily, up to `max_tokens` or the first of `stop`?
+
+    A `constraint` shapes what it can write; a backbone that does not honour its kind refuses the call.
+    """
 
     dialogue: Dialogue
     max_tokens: int
     stop: tuple[str, ...] = ()
+    constraint: Constraint | None = None
     kind: Literal[Kind.GENERATE] = Kind.GENERATE
 
 
-Call = LabelCall | LikelihoodCall | GenerateCall
+@dataclass(frozen=True, slots=True)
+class ScoreCall:
+    """What does the model's own head say of the dialogue's query and its one passage?"""
+
+    dialogue: Dialogue
+    kind: Literal[Kind.SCORE] = Kind.SCORE
+
+
+Call = LabelCall | LikelihoodCall | GenerateCall | ScoreCall
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
     """`logprobs`: one per label, normalised over the labels asked for (the only form that every engine
-    gives alike), or one per token of the continuation, in nats. `text`: what was generated, without the
-    answer prefix and the stop; `truncated` says that it ran into `max_tokens`. `cut`: how many passages
-    were shortened.
+    gives alike), or one per token of the continuation, in nats. `score`: the answer to a score call. `text`: what
+    was generated, without the answer prefix and the stop; `truncated` says that it ran into `max_tokens`. `cut`:
+    how many passages were shortened.
     """
 
     logprobs: tuple[float, ...] = ()
+    score: float | None = None
     text: str = ""
     truncated: bool = False
     prompt_tokens: int = 0

@@ -10,15 +10,16 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
-from typing import Literal
+from typing import Literal, Self
 
-from rerank.backbones import load_backbone
+from rerank.backbones import load_backbone, own_prompt
 from rerank.backbones.base import Backbone
 from rerank.errors import InputError
+from rerank.jobs import Progress
 from rerank.prompts import Prompt
-from rerank.scheduler import Progress, Scheduler
+from rerank.scheduler import Scheduler
 from rerank.strategies import load_strategy
 from rerank.strategies.base import Strategy
 from rerank.types import Candidates, Query, Ranking, as_candidates
@@ -66,6 +67,18 @@ class Ranker(ABC):
     def _stages(self) -> tuple[Ranker, ...]:
         return (self,)
 
+    def close(self) -> None:
+        """Gives back what its backbones hold: processes, connections, memory. It ranks nothing after that."""
+        for stage in self._stages():
+            if stage is not self:
+                stage.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
 
 class Reranker(Ranker):
     """A strategy on a backbone. `strict` refuses passages that would be cut or neutralised."""
@@ -83,6 +96,9 @@ class Reranker(Ranker):
 
     def _run(self, requests: Iterable[Candidates]) -> Iterator[Ranking]:
         return self._scheduler.run(requests)
+
+    def close(self) -> None:
+        self.backbone.close()
 
 
 class Cutoff(Ranker):
@@ -146,6 +162,7 @@ def load(
     backbone: str | Backbone = "transformers",
     device: str | None = None,
     dtype: str | None = None,
+    backbone_options: Mapping[str, object] | None = None,
     strict: bool = False,
     on_progress: Callable[[Progress], None] | None = None,
     **options: object,
@@ -154,9 +171,18 @@ def load(
 
     `model` is a hub name or a directory; None is the embedded model. `adapter` is a LoRA adapter's directory
     or hub name. `prompt` is a name, `name@version` or a YAML file; None is the strategy's own. `backbone` is
-    an engine's name, or a backbone to share with other rankers. `strict` refuses passages that would be cut
+    an engine's name (`rerank ls backbones`), or a backbone to share with other rankers; `backbone_options` are
+    what that engine can be told beside these. `strict` refuses passages that would be cut
     or neutralised. Further options are the strategy's (`rerank ls strategies`).
     """
-    made = load_strategy(strategy, prompt=prompt, **options)
-    engine = load_backbone(backbone, needs=made.prompt.needs, model=model, adapter=adapter, device=device, dtype=dtype)
+    made = load_strategy(strategy, prompt=own_prompt(backbone) if prompt is None else prompt, **options)
+    engine = load_backbone(
+        backbone,
+        needs=made.prompt.needs,
+        model=model,
+        adapter=adapter,
+        device=device,
+        dtype=dtype,
+        options=backbone_options,
+    )
     return Reranker(made, engine, strict=strict, on_progress=on_progress)

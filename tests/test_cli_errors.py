@@ -44,7 +44,7 @@ WRONG = {
     "measure": ("eval {tmp}/odd.trec -d {beir} -m nDGC@10", "unknown measure 'nDGC@10'; did you mean 'nDCG@10'?"),
     "kind": ("ls modles", "unknown kind 'modles'; did you mean 'models'?"),
     "option": ("run {beir} -O windwo=3", "unknown first option 'windwo'; did you mean 'window'?"),
-    "option's value": ("run {beir} -O window=many", "option window='many' of strategy 'first': Input should be a"),
+    "option's value": ("run {beir} -O window=many", "first option window='many': Input should be a"),
     "option's range": ("run {beir} -O window=1", "window 1 and step 10"),
     "option's form": ("run {beir} -O window", "option 'window' is not of the form name=value"),
     "option that is none": ("run {beir} -O prompt=x", "unknown first option 'prompt'"),

@@ -11,10 +11,10 @@ import rerank
 
 ROOT = Path(rerank.__file__).parent
 FLOORS = {
-    "errors": 0, "types": 0, "calls": 0,
+    "errors": 0, "options": 1, "types": 0, "calls": 0,
     "losses": 1, "eval": 1, "data": 1,
     "prompts": 2, "strategies": 3, "backbones": 3,
-    "scheduler": 4, "reranker": 5, "runs": 6,
+    "jobs": 4, "scheduler": 4, "reranker": 5, "runs": 6,
     "cli": 7, "__main__": 8,
 }  # fmt: skip
 APART = {("data", "eval"), ("data", "losses"), ("eval", "losses"), ("strategies", "backbones")}

@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 import rerank
 from rerank import scheduler
 from rerank.backbones import Prepared, ScriptedBackbone, oracle
-from rerank.calls import Answer, Call, Kind
+from rerank.backbones.base import by_length
+from rerank.calls import Answer, Call, Constraint, Kind
 from rerank.errors import CapabilityError, ContextError, InputError
-from rerank.scheduler import Progress
+from rerank.jobs import Progress
 from rerank.strategies import Steps, Verdict, load_strategy
 from rerank.strategies.pointwise import Pointwise
 from rerank.types import Candidates, Passage, Query
@@ -41,10 +42,17 @@ class Counting:
     inner: ScriptedBackbone = field(default_factory=lambda: ScriptedBackbone(oracle({})))
     name: str = "counting"
     kinds: frozenset[Kind] = frozenset(Kind)
+    constraints: frozenset[type[Constraint]] = frozenset()
     control_tokens: frozenset[str] = frozenset()
 
     def prepare(self, call: Call) -> Prepared:
         return self.inner.prepare(call)
+
+    def group(self, items: Sequence[Prepared]) -> list[list[int]]:
+        return by_length(items, self.batch_tokens)
+
+    def close(self) -> None:
+        pass
 
     def answer(self, batch: Sequence[Prepared]) -> list[Answer]:
         self.seen.append(list(batch))

@@ -1,29 +1,74 @@
-"""The engines by name."""
+"""The engines by name. A new one is a file and an entry here."""
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import cast
 
-from rerank.backbones.base import Backbone, Prepared
+from rerank.backbones.base import AsyncBackbone, Backbone, BatchBackbone, Prepared, is_async
 from rerank.backbones.scripted import ScriptedBackbone, oracle
 from rerank.calls import Kind
 from rerank.errors import BackboneError, CapabilityError, InputError, UnknownNameError
+from rerank.options import checked, names
 
 
-def _transformers(model: str | None, adapter: str | None, device: str | None, dtype: str | None) -> Backbone:
-    for module in ("torch", "transformers", "peft"):
-        if importlib.util.find_spec(module) is None:
-            raise BackboneError(f"the transformers backbone needs {module}: pip install 'rerank-llm[llm]'")
-    from rerank.backbones.transformers_ import TransformersBackbone
+@dataclass(frozen=True, slots=True)
+class Engine:
+    """What an engine answers and needs is known before anything is loaded.
 
-    return TransformersBackbone.load(model, adapter=adapter, device=device, dtype=dtype)
+    `path` is `module:class` below this package; the class has a `load` with the engine's options. `prompt` is
+    the one prompt that it can be asked, where the model itself fixes what it is shown.
+    """
+
+    path: str
+    kinds: frozenset[Kind]
+    requires: tuple[str, ...]
+    extra: str
+    about: str
+    prompt: str | None = None
+
+    @property
+    def missing(self) -> str | None:
+        """The first library that it needs and that is not installed."""
+        return next((module for module in self.requires if importlib.util.find_spec(module) is None), None)
+
+    def loader(self, name: str) -> Callable[..., Backbone]:
+        """The class's `load`. Raises BackboneError where a library that it needs is not installed."""
+        if self.missing is not None:
+            raise BackboneError(f"the {name} backbone needs {self.missing}: pip install 'rerank-llm[{self.extra}]'")
+        module, _, made = self.path.partition(":")
+        return cast("Callable[..., Backbone]", getattr(importlib.import_module(f"{__name__}.{module}"), made).load)
 
 
-# name -> what it answers, and how it is made; what it answers is known before anything is loaded
-BACKBONES: dict[str, tuple[frozenset[Kind], Callable[..., Backbone]]] = {
-    "transformers": (frozenset(Kind), _transformers),
-}
+# what every engine may take by the same name; the rest of its `load` are its own options
+NAMED = frozenset({"model", "adapter", "device", "dtype"})
+
+BACKBONES: Mapping[str, Engine] = MappingProxyType(
+    {
+        "transformers": Engine(
+            "transformers_:TransformersBackbone",
+            frozenset({Kind.LABELS, Kind.LIKELIHOOD, Kind.GENERATE}),
+            ("torch", "transformers", "peft"),
+            "llm",
+            "a causal language model in this process, on CPU, CUDA or MPS",
+        ),
+    }
+)
+
+
+def engine_of(name: str) -> Engine:
+    if name not in BACKBONES:
+        raise UnknownNameError("backbone", name, BACKBONES)
+    return BACKBONES[name]
+
+
+def own_prompt(backbone: str | Backbone) -> str | None:
+    """The prompt that goes with an engine whatever the strategy, or None."""
+    return engine_of(backbone).prompt if isinstance(backbone, str) else None
 
 
 def load_backbone(
@@ -34,21 +79,41 @@ def load_backbone(
     adapter: str | None = None,
     device: str | None = None,
     dtype: str | None = None,
+    options: Mapping[str, object] | None = None,
 ) -> Backbone:
-    """An engine by name, refused before anything is loaded when it cannot answer `needs`; or the given one."""
+    """An engine by name, refused before anything is loaded when it cannot answer `needs`; or the given one.
+
+    `options` are the parameters of the engine's `load` beside the named ones.
+    """
+    named = {"model": model, "adapter": adapter, "device": device, "dtype": dtype}
+    given = {name: value for name, value in named.items() if value is not None}
     if not isinstance(backbone, str):
-        given = {"model": model, "adapter": adapter, "device": device, "dtype": dtype}
-        if used := [name for name, value in given.items() if value is not None]:
+        if used := [*given, *(options or {})]:
             raise InputError(
                 f"{', '.join(used)} given beside a ready backbone {backbone.name!r}; give one or the other"
             )
         return backbone
-    if backbone not in BACKBONES:
-        raise UnknownNameError("backbone", backbone, BACKBONES)
-    kinds, make = BACKBONES[backbone]
-    if needs not in kinds:
+    engine = engine_of(backbone)
+    if needs not in engine.kinds:
         raise CapabilityError(f"the {backbone} backbone does not answer {needs!s} calls")
-    return make(model=model, adapter=adapter, device=device, dtype=dtype)
+    load = engine.loader(backbone)
+    takes = names(load)
+    for name in given:
+        if name not in takes:
+            raise InputError(f"the {backbone} backbone takes no {name}")
+    return load(**given, **checked(backbone, load, options or {}, without=NAMED))
 
 
-__all__ = ["BACKBONES", "Backbone", "Prepared", "ScriptedBackbone", "load_backbone", "oracle"]
+__all__ = [
+    "BACKBONES",
+    "NAMED",
+    "AsyncBackbone",
+    "Backbone",
+    "BatchBackbone",
+    "Prepared",
+    "ScriptedBackbone",
+    "is_async",
+    "load_backbone",
+    "oracle",
+    "own_prompt",
+]

@@ -1,16 +1,21 @@
-"""What a backbone is: it prepares calls and answers them in batches.
+"""What a backbone is: it prepares calls, and answers them in batches or one by one.
 
-`prepare` turns a call into what the engine eats and says how long it is; the scheduler then makes the
-batches, and `answer` answers one batch, all of one kind, in its order.
+`prepare` turns a call into what the engine eats and says how long it is. A `BatchBackbone` then says which of
+the prepared calls go together and answers a batch at a time, all of one kind, in its order. An `AsyncBackbone`
+answers each call by itself, many at a time; what fails there fails one call.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from rerank.calls import Answer, Call, Kind
+from rerank.calls import Answer, Call, Constraint, GenerateCall, Kind
+from rerank.errors import CapabilityError
+
+if TYPE_CHECKING:
+    from typing_extensions import TypeIs
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +30,7 @@ class Prepared:
     targets: tuple[int, ...] = ()
 
 
-class Backbone(Protocol):
+class _Common(Protocol):
     """Who computes. Everything that it cannot do is refused before any work."""
 
     @property
@@ -39,17 +44,71 @@ class Backbone(Protocol):
         ...
 
     @property
-    def control_tokens(self) -> frozenset[str]:
-        """Texts that its tokenizer reads as control tokens; they are broken up in passages."""
+    def constraints(self) -> frozenset[type[Constraint]]:
+        """The kinds of constraint that it honours when it generates."""
         ...
 
     @property
-    def batch_tokens(self) -> int | None:
-        """The most tokens in a batch, padding included; None where the engine makes its own batches."""
+    def control_tokens(self) -> frozenset[str]:
+        """Texts that its tokenizer reads as control tokens; they are broken up in passages."""
         ...
 
     def prepare(self, call: Call) -> Prepared:
         """Raises ContextError or LabelError where this call cannot be asked."""
         ...
 
+    def close(self) -> None:
+        """Gives back what it holds: processes, connections, memory. It answers nothing after that."""
+        ...
+
+
+class BatchBackbone(_Common, Protocol):
+    """An engine that computes in this process, a batch at a time."""
+
+    def group(self, items: Sequence[Prepared]) -> list[list[int]]:
+        """Which of these calls are answered together, by position; every one of them once."""
+        ...
+
     def answer(self, batch: Sequence[Prepared]) -> list[Answer]: ...
+
+
+class AsyncBackbone(_Common, Protocol):
+    """An engine elsewhere, asked call by call. `concurrency` is the most calls that it takes at a time."""
+
+    @property
+    def concurrency(self) -> int: ...
+
+    async def ask(self, item: Prepared) -> Answer:
+        """Raises BackboneError where this call got no answer; the others go on."""
+        ...
+
+
+Backbone = BatchBackbone | AsyncBackbone
+
+
+def is_async(backbone: Backbone) -> TypeIs[AsyncBackbone]:
+    """Whether it is asked call by call."""
+    return hasattr(backbone, "ask")
+
+
+def by_length(items: Sequence[Prepared], budget: int | None) -> list[list[int]]:
+    """Batches of one kind, the longest calls first, each of at most `budget` tokens when padded to its longest."""
+    order = sorted(range(len(items)), key=lambda i: (items[i].call.kind, -items[i].tokens))
+    batches: list[list[int]] = []
+    for i in order:
+        first = items[batches[-1][0]] if batches else None  # the longest of its batch
+        fits = first is not None and (budget is None or first.tokens * (len(batches[-1]) + 1) <= budget)
+        if first is not None and fits and first.call.kind == items[i].call.kind:
+            batches[-1].append(i)
+        else:
+            batches.append([i])
+    return batches
+
+
+def check_constraint(backbone: Backbone, call: GenerateCall) -> None:
+    """Refuse a constraint that this backbone does not honour."""
+    if call.constraint is not None and type(call.constraint) not in backbone.constraints:
+        able = ", ".join(sorted(c.__name__ for c in backbone.constraints)) or "none"
+        raise CapabilityError(
+            f"{backbone.name!r} cannot constrain what it writes by {type(call.constraint).__name__}; it honours {able}"
+        )

@@ -6,8 +6,8 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from rerank.backbones.base import Prepared
-from rerank.calls import Answer, Call, GenerateCall, Kind, LabelCall
+from rerank.backbones.base import Prepared, by_length
+from rerank.calls import Answer, Call, Choice, Constraint, GenerateCall, JsonSchema, Kind, LabelCall, Regex, ScoreCall
 from rerank.types import Passage
 
 Script = Callable[[Call], "str | Sequence[float]"]
@@ -15,7 +15,8 @@ Script = Callable[[Call], "str | Sequence[float]"]
 
 @dataclass(frozen=True, slots=True)
 class ScriptedBackbone:
-    """Answers what `script` says: log-probabilities for a label or likelihood call, text for generation.
+    """Answers what `script` says: log-probabilities for a label or likelihood call, one number for a score call,
+    text for generation.
 
     A token is a word. `batches` records the size of every batch that was answered.
 
@@ -29,12 +30,19 @@ class ScriptedBackbone:
     kinds: frozenset[Kind] = frozenset(Kind)
     name: str = "scripted"
     batch_tokens: int | None = None
+    constraints: frozenset[type[Constraint]] = frozenset({Choice, Regex, JsonSchema})
     control_tokens: frozenset[str] = frozenset()
     batches: list[int] = field(default_factory=list)
 
     def prepare(self, call: Call) -> Prepared:
         texts = [span.text for message in call.dialogue.messages for span in message.spans]
         return Prepared(call, (), len(" ".join(texts).split()))
+
+    def group(self, items: Sequence[Prepared]) -> list[list[int]]:
+        return by_length(items, self.batch_tokens)
+
+    def close(self) -> None:
+        pass
 
     def answer(self, batch: Sequence[Prepared]) -> list[Answer]:
         self.batches.append(len(batch))
@@ -43,6 +51,8 @@ class ScriptedBackbone:
             said = self.script(item.call)
             if isinstance(said, str):
                 answers.append(Answer(text=said, prompt_tokens=item.tokens, generated_tokens=len(said.split())))
+            elif isinstance(item.call, ScoreCall):
+                answers.append(Answer(score=said[0], prompt_tokens=item.tokens))
             else:
                 answers.append(Answer(logprobs=tuple(said), prompt_tokens=item.tokens))
         return answers
@@ -64,6 +74,8 @@ def oracle(relevance: Mapping[str, float] | Mapping[str, Mapping[str, float]]) -
         if isinstance(call, GenerateCall):
             order = sorted(range(len(values)), key=lambda i: -values[i])
             return " > ".join(f"[{i + 1}]" for i in order)
+        if isinstance(call, ScoreCall):
+            return values
         if not isinstance(call, LabelCall):
             return [-1 / (2 + values[0])]
         if len(values) == len(call.labels):

@@ -6,15 +6,18 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rerank.backbones import adapters
-from rerank.backbones.base import Prepared
+from rerank.backbones.base import Prepared, by_length, check_constraint
 from rerank.backbones.embedded import EMBEDDED, resolve
 from rerank.backbones.encoding import Encoder
 from rerank.backbones.hardware import choose_device, choose_dtype, default_batch_tokens
-from rerank.backbones.weights import Weights
-from rerank.calls import Answer, Call, GenerateCall, Kind, LikelihoodCall
-from rerank.errors import BackboneError, InputError, UnknownNameError
+from rerank.calls import Answer, Call, Constraint, GenerateCall, Kind, LabelCall, LikelihoodCall
+from rerank.errors import BackboneError, CapabilityError, InputError, UnknownNameError
+
+if TYPE_CHECKING:
+    from rerank.backbones.weights import Weights
 
 _log = logging.getLogger(__name__)
 
@@ -29,7 +32,8 @@ class TransformersBackbone:
     weights: Weights
     adapter: str | None = None
     batch_tokens: int | None = None
-    kinds: frozenset[Kind] = frozenset(Kind)
+    kinds: frozenset[Kind] = frozenset({Kind.LABELS, Kind.LIKELIHOOD, Kind.GENERATE})
+    constraints: frozenset[type[Constraint]] = frozenset()
 
     @classmethod
     def load(
@@ -79,14 +83,23 @@ class TransformersBackbone:
     def prepare(self, call: Call) -> Prepared:
         encoder = self.weights.encoder
         if isinstance(call, GenerateCall):
+            check_constraint(self, call)
             ids, _, cut = encoder.encode(call.dialogue, call.max_tokens)
             return Prepared(call, ids, len(ids) + call.max_tokens, cut)
         if isinstance(call, LikelihoodCall):
             targets = encoder.continuation(call.continuation)
             ids, _, cut = encoder.encode(call.dialogue, len(targets))
             return Prepared(call, ids, len(ids) + len(targets), cut, targets)
+        if not isinstance(call, LabelCall):
+            raise CapabilityError(f"{self.name} has no head that scores a pair")
         ids, tail, cut = encoder.encode(call.dialogue, 1)
         return Prepared(call, ids, len(ids), cut, encoder.label_ids(tail, call.labels))
+
+    def group(self, items: Sequence[Prepared]) -> list[list[int]]:
+        return by_length(items, self.batch_tokens)
+
+    def close(self) -> None:
+        """The weights go when the last view of them does."""
 
     def answer(self, batch: Sequence[Prepared]) -> list[Answer]:
         import torch
@@ -152,6 +165,8 @@ def _load(name: str, path: str, device: object, dtype: object) -> Weights:
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
     from transformers.utils import logging as hf_logging
+
+    from rerank.backbones.weights import Weights
 
     if Path(path).is_dir() and not (Path(path) / "config.json").is_file():
         raise InputError(f"model directory {path!r} has no config.json")

@@ -71,11 +71,14 @@ def _models() -> Table:
 
 
 def _backbones() -> Table:
-    from rerank.backbones import BACKBONES
+    from rerank.backbones import BACKBONES, NAMED
+    from rerank.options import names
 
-    table = _table("backbone", "answers", "needs")
-    for name, (kinds, _) in BACKBONES.items():
-        table.add_row(name, ", ".join(sorted(kinds)), "pip install 'rerank-llm[llm]'; CPU, CUDA or MPS")
+    table = _table("backbone", "what it is", "answers", "options", "needs")
+    for name, engine in BACKBONES.items():
+        options = "" if engine.missing else ", ".join(names(engine.loader(name), without=NAMED))
+        needs = f"pip install 'rerank-llm[{engine.extra}]'" + (f" ({engine.missing} is missing)" * bool(engine.missing))
+        table.add_row(name, engine.about, ", ".join(sorted(engine.kinds)), Text(options), Text(needs))
     return table
 
 

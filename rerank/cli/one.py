@@ -28,6 +28,8 @@ def rank(
     adapter: opt.Adapter = None,
     prompt: opt.PromptName = None,
     option: opt.StrategyOptions = None,
+    backbone: opt.BackboneName = "transformers",
+    backbone_option: opt.BackboneOptions = None,
     device: opt.Device = None,
     dtype: opt.Dtype = None,
     strict: opt.Strict = False,
@@ -35,9 +37,18 @@ def rank(
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON line for each passage.")] = False,
 ) -> None:
     """Rank the lines of a file for one query."""
-    made = opt.load_described(strategy, prompt, option)
+    made = opt.load_described(strategy, prompt, option, backbone)
     request = Candidates(Query(query), tuple(_passages(passages)))
-    ranker = opt.load_ranker(made, model=model, adapter=adapter, device=device, dtype=dtype, strict=strict)
+    ranker = opt.load_ranker(
+        made,
+        model=model,
+        adapter=adapter,
+        backbone=backbone,
+        backbone_options=backbone_option,
+        device=device,
+        dtype=dtype,
+        strict=strict,
+    )
     (ranking,) = ranker.rank_many([request])
     shown = ranking.top(top) if top is not None else ranking
     if as_json:

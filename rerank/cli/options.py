@@ -13,10 +13,10 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from rerank.backbones import load_backbone
+from rerank.backbones import load_backbone, own_prompt
 from rerank.errors import InputError, UnknownNameError
+from rerank.jobs import Progress
 from rerank.reranker import Reranker
-from rerank.scheduler import Progress
 from rerank.strategies import STRATEGIES, Strategy, load_strategy, options_of
 
 # What is printed is data: brackets and colons in it are no markup.
@@ -41,6 +41,13 @@ StrategyOptions = Annotated[
     list[str] | None,
     typer.Option("--option", "-O", metavar="NAME=VALUE", help="A strategy's option, as window=10; may be repeated."),
 ]
+BackboneName = Annotated[
+    str, typer.Option("--backbone", "-b", metavar="NAME", help="Who computes; see 'rerank ls backbones'.")
+]
+BackboneOptions = Annotated[
+    list[str] | None,
+    typer.Option("--backbone-option", "-B", metavar="NAME=VALUE", help="An engine's option; may be repeated."),
+]
 Device = Annotated[
     str | None, typer.Option(metavar="NAME", help="cpu, cuda, cuda:1, mps; default: the best that is there.")
 ]
@@ -53,15 +60,15 @@ Strict = Annotated[
 ]
 
 
-def load_described(name: str, prompt: str | None, options: list[str] | None) -> Strategy:
-    """The strategy that --strategy, --prompt and --option describe."""
+def load_described(name: str, prompt: str | None, options: list[str] | None, backbone: str) -> Strategy:
+    """The strategy that --strategy, --prompt and --option describe, with the prompt that the backbone asks for."""
     values = _pairs(options)
     if name in STRATEGIES:
         known = options_of(STRATEGIES[name])
         for option in values:
             if option not in known:  # before it can pass for another argument, as 'prompt' would
                 raise UnknownNameError(f"{name} option", option, known)
-    return load_strategy(name, prompt=prompt, **values)
+    return load_strategy(name, prompt=prompt or own_prompt(backbone), **values)
 
 
 def _pairs(options: list[str] | None) -> dict[str, object]:
@@ -80,6 +87,8 @@ def load_ranker(
     *,
     model: str | None,
     adapter: str | None,
+    backbone: str,
+    backbone_options: list[str] | None,
     device: str | None,
     dtype: str | None,
     strict: bool,
@@ -88,10 +97,16 @@ def load_ranker(
     """The ranker, with what it says of fetching and loading on stderr."""
     show_log()
     say(f"loading {model or 'the embedded model'}")
-    backbone = load_backbone(
-        "transformers", needs=strategy.prompt.needs, model=model, adapter=adapter, device=device, dtype=dtype
+    engine = load_backbone(
+        backbone,
+        needs=strategy.prompt.needs,
+        model=model,
+        adapter=adapter,
+        device=device,
+        dtype=dtype,
+        options=_pairs(backbone_options),
     )
-    return Reranker(strategy, backbone, strict=strict, on_progress=on_progress)
+    return Reranker(strategy, engine, strict=strict, on_progress=on_progress)
 
 
 def say(text: str) -> None:

@@ -10,7 +10,7 @@ from types import TracebackType
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
 from rerank.cli.options import notes
-from rerank.scheduler import Progress as Done
+from rerank.jobs import Progress as Done
 from rerank.types import Candidates
 
 NOTE_S = 60.0  # where no bar can be drawn there is a line at most this often

@@ -56,6 +56,8 @@ def run(
     adapter: opt.Adapter = None,
     prompt: opt.PromptName = None,
     option: opt.StrategyOptions = None,
+    backbone: opt.BackboneName = "transformers",
+    backbone_option: opt.BackboneOptions = None,
     device: opt.Device = None,
     dtype: opt.Dtype = None,
     strict: opt.Strict = False,
@@ -64,7 +66,7 @@ def run(
 ) -> None:
     """Rank every query's candidates and write a TREC run."""
     opt.show_log()
-    made = opt.load_described(strategy, prompt, option)
+    made = opt.load_described(strategy, prompt, option, backbone)
     tag = tag or f"rerank-{strategy}"
     if any(map(str.isspace, tag)):
         raise InputError(f"the tag {tag!r} cannot stand in a TREC run: it has white space")
@@ -79,6 +81,8 @@ def run(
         "prompt": made.prompt.identity,
         "model": model,
         "adapter": adapter,
+        "backbone": backbone,
+        "backbone_options": backbone_option,
         "device": device,
         "dtype": dtype,
         "strict": strict,
@@ -87,7 +91,17 @@ def run(
     }
     on_error: OnError = "raise" if strict else "keep"
     # the model takes longest, so it is loaded when all else is known to be in order
-    load = partial(opt.load_ranker, made, model=model, adapter=adapter, device=device, dtype=dtype, strict=strict)
+    load = partial(
+        opt.load_ranker,
+        made,
+        model=model,
+        adapter=adapter,
+        backbone=backbone,
+        backbone_options=backbone_option,
+        device=device,
+        dtype=dtype,
+        strict=strict,
+    )
     if output == "-":
         known, requests = _requests(dataset, first_stage, queries, depth, limit)
         bar = Bar(strategy, known, made.calls, hidden=sys.stdout.isatty())  # the lines themselves show how far it is

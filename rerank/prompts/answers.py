@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from rerank.calls import Regex
 from rerank.types import Outcome, Outcomes
 
 LETTERS = tuple("ABCDEFGHIJKLMNOPQRSTUVWXYZ")
@@ -65,6 +66,12 @@ class Likelihood(_Spec):
         return sum(logprobs) / len(logprobs) if logprobs else 0.0
 
 
+class Score(_Spec):
+    """The number that the model's own head gives a query and a passage, as a cross-encoder does."""
+
+    kind: Literal["score"]
+
+
 class Identifier(_Spec):
     """FIRST: the identifiers by descending logit of the single next token (Reddy et al., EMNLP 2024, 3.1)."""
 
@@ -76,16 +83,22 @@ class Permutation(_Spec):
     """RankGPT: `[2] > [1] > …`, identifiers from 1 (Sun et al., EMNLP 2023, section 4).
 
     `tokens_per_item` bounds the answer: that many tokens for each passage shown. Generation ends at
-    any of `stop`.
+    any of `stop`. `constrained` has the engine write nothing but identifiers and `>`, as many as passages.
     """
 
     kind: Literal["permutation"]
     identifiers: Literal["numbers"] = "numbers"
     tokens_per_item: int = Field(gt=0)
     stop: tuple[str, ...] = ()
+    constrained: bool = False
+
+    def constraint(self, n: int) -> Regex | None:
+        """n identifiers in a row; that none comes twice is not asked, and seen when the answer is read."""
+        one = rf"\[({'|'.join(str(i + 1) for i in range(n))})\]"
+        return Regex(rf"{one}( > {one}){{{n - 1}}}") if self.constrained else None
 
 
-AnswerSpec = Annotated[Binary | Graded | Likelihood | Identifier | Permutation, Field(discriminator="kind")]
+AnswerSpec = Annotated[Binary | Graded | Likelihood | Score | Identifier | Permutation, Field(discriminator="kind")]
 
 _IDENTIFIER = re.compile(r"\[\s*(\d{1,6})\s*\]")
 _SEPARATOR = re.compile(r"[\s>,;=.\-→]*")

@@ -12,7 +12,19 @@ from typing import Literal, NamedTuple
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from rerank.calls import Answer, Call, Dialogue, GenerateCall, Kind, LabelCall, LikelihoodCall, Message, Role, Span
+from rerank.calls import (
+    Answer,
+    Call,
+    Dialogue,
+    GenerateCall,
+    Kind,
+    LabelCall,
+    LikelihoodCall,
+    Message,
+    Role,
+    ScoreCall,
+    Span,
+)
 from rerank.errors import InputError, PromptError, UnknownNameError
 from rerank.prompts.answers import (
     LETTERS,
@@ -22,6 +34,7 @@ from rerank.prompts.answers import (
     Identifier,
     Likelihood,
     Permutation,
+    Score,
     read_permutation,
 )
 from rerank.types import Outcome, Outcomes, Passage, Query
@@ -95,6 +108,8 @@ class Prompt(BaseModel):
             raise ValueError(f"unknown placeholders {sorted(unknown)}; allowed here: {sorted(allowed)}")
         if absent := needed - outer:
             raise ValueError(f"placeholders {sorted(absent)} are missing")
+        if isinstance(self.answer, Permutation) and self.answer.constrained and self.prefix:
+            raise ValueError("a constrained answer is the whole answer; it has no prefix")
         return self
 
     @property
@@ -115,6 +130,8 @@ class Prompt(BaseModel):
                 return Kind.LIKELIHOOD
             case Permutation():
                 return Kind.GENERATE
+            case Score():
+                return Kind.SCORE
             case _:
                 return Kind.LABELS
 
@@ -158,7 +175,11 @@ class Prompt(BaseModel):
             case Identifier():
                 return LabelCall(dialogue, LETTERS[: len(passages)])
             case Permutation():
-                return GenerateCall(dialogue, self.answer.tokens_per_item * len(passages), self.answer.stop)
+                n = len(passages)
+                constraint = self.answer.constraint(n)
+                return GenerateCall(dialogue, self.answer.tokens_per_item * n, self.answer.stop, constraint)
+            case Score():
+                return ScoreCall(dialogue)
 
     def score(self, answer: Answer) -> tuple[float, Outcomes]:
         """The relevance of the one passage shown; NaN, and failed, where the model gave no number."""
@@ -166,7 +187,9 @@ class Prompt(BaseModel):
             case Binary() | Graded() | Likelihood() if answer.logprobs:
                 score = self.answer.score(answer.logprobs)
                 return score, Outcomes.of(Outcome.CLEAN if math.isfinite(score) else Outcome.FAILED)
-            case Binary() | Graded() | Likelihood():
+            case Score() if answer.score is not None and math.isfinite(answer.score):
+                return answer.score, Outcomes.of(Outcome.CLEAN)
+            case Binary() | Graded() | Likelihood() | Score():
                 return math.nan, Outcomes.of(Outcome.FAILED)
         raise PromptError(f"prompt {self.name!r} orders passages; it does not score one")
 
