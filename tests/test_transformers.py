@@ -164,7 +164,7 @@ def test_a_model_that_caps_its_logits_is_noticed(tmp_path: Path, tiny_model: Pat
     backbone = TransformersBackbone.load(str(tmp_path), device="cpu", dtype="float32")
     calls: list[Call] = [LabelCall(dialogue(Span(text, passage=True)), ("Yes", "No")) for text in TEXTS]
     answers = ask(backbone, *calls)
-    assert backbone.weights.plain_head is False
+    assert backbone.weights.packs is False
     likely = [LikelihoodCall(dialogue(Span(text, passage=True)), "a query of words") for text in TEXTS]
     for call, answer in zip([*calls, *likely], [*answers, *ask(backbone, *likely)], strict=True):
         item = backbone.prepare(call)

@@ -39,7 +39,7 @@ def attach(weights: Weights, adapter: str) -> None:
         raise AdapterError(f"adapter {adapter!r} does not fit {weights.name}: {reason}") from error
     weights.peft.eval()
     weights.adapters[adapter] = name
-    weights.plain_head = None  # the adapter may change the head
+    weights.packs = None  # the adapter may change the head
 
 
 def _detach(weights: Weights, name: str, *, whole: bool) -> None:
@@ -57,7 +57,7 @@ def merge(weights: Weights, adapter: str) -> None:
     if list(weights.adapters) != [adapter] or weights.peft is None:
         raise AdapterError(f"to merge {adapter!r} it must be the only adapter; loaded: {list(weights.adapters)}")
     weights.model = weights.peft.merge_and_unload(safe_merge=True)
-    weights.peft, weights.adapters, weights.plain_head = None, {}, None
+    weights.peft, weights.adapters, weights.packs = None, {}, None
 
 
 def _folder(adapter: str) -> Path:

@@ -7,7 +7,7 @@ answers each call by itself, many at a time; what fails there fails one call.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -91,14 +91,24 @@ def is_async(backbone: Backbone) -> TypeIs[AsyncBackbone]:
     return hasattr(backbone, "ask")
 
 
+def by_kind(
+    items: Sequence[Prepared], batches: Callable[[Kind, Sequence[Prepared]], list[list[int]]]
+) -> list[list[int]]:
+    """The batches of each kind of call by itself, as `batches` makes them."""
+    places: dict[Kind, list[int]] = {}
+    for i, item in enumerate(items):
+        places.setdefault(item.call.kind, []).append(i)
+    return [
+        [same[i] for i in batch] for kind, same in places.items() for batch in batches(kind, [items[i] for i in same])
+    ]
+
+
 def by_length(items: Sequence[Prepared], budget: int | None) -> list[list[int]]:
-    """Batches of one kind, the longest calls first, each of at most `budget` tokens when padded to its longest."""
-    order = sorted(range(len(items)), key=lambda i: (items[i].call.kind, -items[i].tokens))
+    """Batches of at most `budget` tokens when padded to the longest, the longest calls first."""
     batches: list[list[int]] = []
-    for i in order:
-        first = items[batches[-1][0]] if batches else None  # the longest of its batch
-        fits = first is not None and (budget is None or first.tokens * (len(batches[-1]) + 1) <= budget)
-        if first is not None and fits and first.call.kind == items[i].call.kind:
+    for i in sorted(range(len(items)), key=lambda i: -items[i].tokens):
+        longest = items[batches[-1][0]].tokens if batches else 0
+        if batches and (budget is None or longest * (len(batches[-1]) + 1) <= budget):
             batches[-1].append(i)
         else:
             batches.append([i])

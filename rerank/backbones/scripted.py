@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from rerank.backbones.base import Prepared, by_length
+from rerank.backbones.base import Prepared, by_kind, by_length
 from rerank.calls import Answer, Call, Choice, Constraint, GenerateCall, JsonSchema, Kind, LabelCall, Regex, ScoreCall
 from rerank.types import Passage
 
@@ -39,7 +39,7 @@ class ScriptedBackbone:
         return Prepared(call, (), len(" ".join(texts).split()))
 
     def group(self, items: Sequence[Prepared]) -> list[list[int]]:
-        return by_length(items, self.batch_tokens)
+        return by_kind(items, lambda _, same: by_length(same, self.batch_tokens))
 
     def close(self) -> None:
         pass

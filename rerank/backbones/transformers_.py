@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rerank.backbones import adapters
-from rerank.backbones.base import Prepared, by_length, check_constraint
+from rerank.backbones.base import Prepared, by_kind, by_length, check_constraint
 from rerank.backbones.embedded import EMBEDDED, resolve
 from rerank.backbones.encoding import Encoder
 from rerank.backbones.hardware import choose_device, choose_dtype, default_batch_tokens
@@ -96,7 +96,14 @@ class TransformersBackbone:
         return Prepared(call, ids, len(ids), cut, encoder.label_ids(tail, call.labels))
 
     def group(self, items: Sequence[Prepared]) -> list[list[int]]:
-        return by_length(items, self.batch_tokens)
+        from rerank.backbones.packing import by_prefix
+
+        def batches(kind: Kind, same: Sequence[Prepared]) -> list[list[int]]:
+            if kind == Kind.GENERATE:
+                return by_length(same, self.batch_tokens)
+            return by_prefix([_fed(item) for item in same], self.batch_tokens)
+
+        return by_kind(items, batches)
 
     def close(self) -> None:
         """The weights go when the last view of them does."""
@@ -123,19 +130,14 @@ class TransformersBackbone:
         return self.answer(batch[:half]) + self.answer(batch[half:])
 
     def _labels(self, batch: Sequence[Prepared]) -> list[Answer]:
-        logits = self.weights.logits(
-            [item.token_ids for item in batch], [1] * len(batch), [item.targets for item in batch]
-        )
+        logits = self.weights.logits(list(map(_fed, batch)), [1] * len(batch), [item.targets for item in batch])
         return [
             Answer(tuple(row[0].log_softmax(-1).tolist()), prompt_tokens=len(item.token_ids))
             for item, row in zip(batch, logits, strict=True)
         ]
 
     def _likelihood(self, batch: Sequence[Prepared]) -> list[Answer]:
-        # the token at position t is predicted at t - 1: the last target is not fed, it is only scored
-        logits = self.weights.logits(
-            [(*item.token_ids, *item.targets[:-1]) for item in batch], [len(item.targets) for item in batch], None
-        )
+        logits = self.weights.logits(list(map(_fed, batch)), [len(item.targets) for item in batch], None)
         answers = []
         for item, rows in zip(batch, logits, strict=True):
             found = rows.log_softmax(-1)[range(len(item.targets)), list(item.targets)]
@@ -161,11 +163,17 @@ class TransformersBackbone:
         return answers
 
 
+def _fed(item: Prepared) -> tuple[int, ...]:
+    """What the model is fed. The token at position t is predicted at t - 1: a last target is only scored."""
+    return (*item.token_ids, *item.targets[:-1]) if item.call.kind == Kind.LIKELIHOOD else item.token_ids
+
+
 def _load(name: str, path: str, device: object, dtype: object) -> Weights:
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
     from transformers.utils import logging as hf_logging
 
+    from rerank.backbones import packing
     from rerank.backbones.weights import Weights
 
     if Path(path).is_dir() and not (Path(path) / "config.json").is_file():
@@ -175,6 +183,7 @@ def _load(name: str, path: str, device: object, dtype: object) -> Weights:
     try:
         tokenizer = AutoTokenizer.from_pretrained(path)
         model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, use_safetensors=True).to(device).eval()
+        packing.offer(model)
         own = model.generation_config  # some carry sampling and penalties, which a greedy answer must not have
         model.generation_config = GenerationConfig(eos_token_id=own.eos_token_id, pad_token_id=own.pad_token_id)
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:

@@ -1,9 +1,10 @@
 """One set of model weights with any number of LoRA adapters, and the forward passes over them.
 
-Sequences of a label or likelihood call are padded on the right: under causal attention no mask is needed
-then, and the padding cannot touch a score. The output matrix is applied to the asked positions, and for labels
-to the asked rows only. Where a model does more than multiply there (Gemma 2 caps its logits, Granite scales
-them), a probe notices, and the model's own head is used on left-padded sequences.
+The sequences of label and likelihood calls are packed (see `packing`): no padding, and a shared prefix is computed
+once. The output matrix is applied to the asked positions, and for labels to the asked rows only. A model may do more
+than that: cap its logits (Gemma 2), scale them (Granite), look back through a window, mix positions without
+attention. A probe compares, and where the results differ the model's own forward pass and head are used, on
+left-padded sequences.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 from torch.nn.functional import linear
+
+from rerank.backbones import packing
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -36,7 +39,7 @@ class Weights:
     adapters: dict[str, str] = field(default_factory=dict)  # path or hub name -> the name peft knows it by
     peft: PeftModel | None = None
     lock: threading.RLock = field(default_factory=threading.RLock)
-    plain_head: bool | None = None  # None: not probed yet
+    packs: bool | None = None  # whether sequences can be packed; None: not probed yet
 
     @property
     def device(self) -> torch.device:
@@ -57,10 +60,13 @@ class Weights:
 
         With `rows` only these rows of the vocabulary, one list a sequence: `[count, len(rows)]`; else `[count, V]`.
         """
-        if self.plain_head is None:
-            self.plain_head = self._probe(sequences[0])
-        if self.plain_head:
-            return self._logits_by_rows(sequences, counts, rows)
+        if self.packs is None:
+            self.packs = self._probe(sequences[0])
+        if self.packs:
+            try:
+                return self._logits_packed(sequences, counts, rows)
+            except NotImplementedError:  # sequences longer than the window that its layers look back
+                self.packs = False
         keep = max(counts)
         ids, mask, positions = self._pad_left(sequences)
         logits = self.model(
@@ -69,18 +75,21 @@ class Weights:
         found = [logits[i, keep - count :] for i, count in enumerate(counts)]
         return found if rows is None else [part[:, list(r)] for part, r in zip(found, rows, strict=True)]
 
-    def _logits_by_rows(
+    def _logits_packed(
         self, sequences: Sequence[Ids], counts: Sequence[int], rows: Sequence[Ids] | None
     ) -> list[Tensor]:
-        longest = max(map(len, sequences))
-        ids = torch.zeros(len(sequences), longest, dtype=torch.long)
-        for i, sequence in enumerate(sequences):
-            ids[i, : len(sequence)] = torch.tensor(sequence)
-        hidden = self.model.get_decoder()(input_ids=ids.to(self.device), use_cache=False).last_hidden_state
+        pack = packing.pack(sequences, device=self.device, dtype=self.model.dtype)
+        hidden = self.model.get_decoder()(
+            input_ids=pack.ids,
+            position_ids=pack.positions,
+            attention_mask=torch.empty(1, 1, 1, 1, device=self.device),  # of four dimensions: transformers makes none
+            use_cache=False,
+            pack=pack,
+        ).last_hidden_state[0]  # [T, H]
         head = self.model.get_output_embeddings()
         found = []
-        for i, (sequence, count) in enumerate(zip(sequences, counts, strict=True)):
-            states = hidden[i, len(sequence) - count : len(sequence)]  # [count, H]
+        for i, (own, count) in enumerate(zip(pack.rows, counts, strict=True)):
+            states = hidden[own[-count:]]  # [count, H]
             if rows is None:
                 found.append(head(states).float())
             else:
@@ -90,14 +99,22 @@ class Weights:
         return found
 
     def _probe(self, sequence: Ids) -> bool:
-        """Whether the model's logits are its output matrix times its last hidden state, and no more."""
-        ids = torch.tensor([list(sequence)[:64]], device=self.device)
+        """Whether packing two sequences that share a beginning gives the model's own logits."""
         head = self.model.get_output_embeddings()
         if head is None or type(head).__name__ != "Linear":  # an adapter of the head itself, say
             return False
-        own = self.model(input_ids=ids, use_cache=False, logits_to_keep=1).logits[0, -1].float()
-        ours = head(self.model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state)[0, -1].float()
-        return bool((own - ours).abs().max() <= 1e-3 * own.abs().max())
+        if getattr(self.model.config, "_attn_implementation", None) != packing.NAME:
+            return False
+        tokens = list(sequence)[:64]
+        pair = [tokens, [*tokens[: len(tokens) // 2 + 1], *tokens[:3]]]
+        try:
+            ours = torch.cat(self._logits_packed(pair, [1, 1], None))
+        except (NotImplementedError, TypeError):  # no packed form of its attention, or no way to hand it the pack
+            return False
+        own = torch.stack([self.model(torch.tensor([p], device=self.device)).logits[0, -1].float() for p in pair])
+        # an order of magnitude above what the order of additions changes, and far below what a mistake does
+        tolerance = 1e-3 if self.model.dtype == torch.float32 else 0.1
+        return bool((own - ours).abs().max() <= tolerance * own.abs().max())
 
     def _pad_left(self, sequences: Sequence[Ids]) -> tuple[Tensor, Tensor, Tensor]:
         longest = max(map(len, sequences))
