@@ -98,12 +98,12 @@ def shared(before: Ids, after: Ids) -> int:
     return common if common * _WORTH >= len(after) else 0
 
 
-def by_prefix(sequences: Sequence[Ids], budget: int | None) -> list[list[int]]:
+def by_prefix(sequences: Sequence[Ids], budget: int | None, *, share: bool = True) -> list[list[int]]:
     """Batches of at most `budget` tokens, what is shared counted once, of neighbours in lexicographic order."""
     batches: list[list[int]] = []
     used, before = 0, None
     for i in sorted(range(len(sequences)), key=lambda i: tuple(sequences[i])):
-        own = len(sequences[i]) - (shared(before, sequences[i]) if before is not None else 0)
+        own = len(sequences[i]) - (shared(before, sequences[i]) if share and before is not None else 0)
         if before is None or (budget is not None and used + own > budget):
             batches.append([])
             used, own = 0, len(sequences[i])
@@ -112,8 +112,8 @@ def by_prefix(sequences: Sequence[Ids], budget: int | None) -> list[list[int]]:
     return batches
 
 
-def pack(sequences: Sequence[Ids], *, device: torch.device, dtype: torch.dtype) -> Pack:
-    """Lays the sequences together. `dtype` is the model's, for the masks."""
+def pack(sequences: Sequence[Ids], *, device: torch.device, dtype: torch.dtype, share: bool = True) -> Pack:
+    """Lays the sequences together, with `share` as a trie. `dtype` is the model's, for the masks."""
     ids: list[int] = []
     positions: list[int] = []
     rows: list[list[int]] = [[] for _ in sequences]
@@ -121,7 +121,7 @@ def pack(sequences: Sequence[Ids], *, device: torch.device, dtype: torch.dtype) 
     before: int | None = None
     for i in sorted(range(len(sequences)), key=lambda i: tuple(sequences[i])):
         sequence = sequences[i]
-        common = 0 if before is None else shared(sequences[before], sequence)
+        common = 0 if before is None or not share else shared(sequences[before], sequence)
         rows[i] = [
             *(rows[before][:common] if before is not None else ()),
             *range(len(ids), len(ids) + len(sequence) - common),
@@ -203,7 +203,8 @@ def attention(
     if pack is None:
         from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-        return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
+        own: tuple[Tensor, None] = sdpa_attention_forward(module, query, key, value, attention_mask, **options)
+        return own
     for name in ("softcap", "s_aux"):
         if options.get(name) is not None:
             raise NotImplementedError(f"packed attention has no {name}")

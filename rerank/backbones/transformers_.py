@@ -32,6 +32,7 @@ class TransformersBackbone:
     weights: Weights
     adapter: str | None = None
     batch_tokens: int | None = None
+    prefix_reuse: bool = True
     kinds: frozenset[Kind] = frozenset({Kind.LABELS, Kind.LIKELIHOOD, Kind.GENERATE})
     constraints: frozenset[type[Constraint]] = frozenset()
 
@@ -44,6 +45,7 @@ class TransformersBackbone:
         device: str | None = None,
         dtype: str | None = None,
         batch_tokens: int | None = None,
+        prefix_reuse: bool = True,
     ) -> TransformersBackbone:
         """`model` is a hub name or a directory; None is the embedded model. `dtype` is bfloat16, float16 or
         float32; None chooses what the device multiplies fast. Only safetensors are read."""
@@ -54,7 +56,7 @@ class TransformersBackbone:
         weights = _load(name, path, place, numbers)
         if adapter is not None:
             adapters.attach(weights, adapter)
-        return cls(weights, adapter, batch_tokens or default_batch_tokens(place))
+        return cls(weights, adapter, batch_tokens or default_batch_tokens(place), prefix_reuse)
 
     def with_adapter(self, adapter: str | None) -> TransformersBackbone:
         """The same weights under another adapter, loaded if it is not yet; None for the bare model."""
@@ -101,7 +103,7 @@ class TransformersBackbone:
         def batches(kind: Kind, same: Sequence[Prepared]) -> list[list[int]]:
             if kind == Kind.GENERATE:
                 return by_length(same, self.batch_tokens)
-            return by_prefix([_fed(item) for item in same], self.batch_tokens)
+            return by_prefix(list(map(_fed, same)), self.batch_tokens, share=self.prefix_reuse)
 
         return by_kind(items, batches)
 
@@ -130,14 +132,16 @@ class TransformersBackbone:
         return self.answer(batch[:half]) + self.answer(batch[half:])
 
     def _labels(self, batch: Sequence[Prepared]) -> list[Answer]:
-        logits = self.weights.logits(list(map(_fed, batch)), [1] * len(batch), [item.targets for item in batch])
+        rows = [item.targets for item in batch]
+        logits = self.weights.logits(list(map(_fed, batch)), [1] * len(batch), rows, share=self.prefix_reuse)
         return [
             Answer(tuple(row[0].log_softmax(-1).tolist()), prompt_tokens=len(item.token_ids))
             for item, row in zip(batch, logits, strict=True)
         ]
 
     def _likelihood(self, batch: Sequence[Prepared]) -> list[Answer]:
-        logits = self.weights.logits(list(map(_fed, batch)), [len(item.targets) for item in batch], None)
+        counts = [len(item.targets) for item in batch]
+        logits = self.weights.logits(list(map(_fed, batch)), counts, None, share=self.prefix_reuse)
         answers = []
         for item, rows in zip(batch, logits, strict=True):
             found = rows.log_softmax(-1)[range(len(item.targets)), list(item.targets)]

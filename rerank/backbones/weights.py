@@ -55,7 +55,14 @@ class Weights:
             self.peft.base_model.enable_adapter_layers()
             self.peft.set_adapter(self.adapters[adapter])
 
-    def logits(self, sequences: Sequence[Ids], counts: Sequence[int], rows: Sequence[Ids] | None) -> list[Tensor]:
+    def logits(
+        self,
+        sequences: Sequence[Ids],
+        counts: Sequence[int],
+        rows: Sequence[Ids] | None,
+        *,
+        share: bool = True,
+    ) -> list[Tensor]:
         """For each sequence the float32 logits at its last `count` positions.
 
         With `rows` only these rows of the vocabulary, one list a sequence: `[count, len(rows)]`; else `[count, V]`.
@@ -64,7 +71,7 @@ class Weights:
             self.packs = self._probe(sequences[0])
         if self.packs:
             try:
-                return self._logits_packed(sequences, counts, rows)
+                return self._logits_packed(sequences, counts, rows, share)
             except NotImplementedError:  # sequences longer than the window that its layers look back
                 self.packs = False
         keep = max(counts)
@@ -76,9 +83,9 @@ class Weights:
         return found if rows is None else [part[:, list(r)] for part, r in zip(found, rows, strict=True)]
 
     def _logits_packed(
-        self, sequences: Sequence[Ids], counts: Sequence[int], rows: Sequence[Ids] | None
+        self, sequences: Sequence[Ids], counts: Sequence[int], rows: Sequence[Ids] | None, share: bool
     ) -> list[Tensor]:
-        pack = packing.pack(sequences, device=self.device, dtype=self.model.dtype)
+        pack = packing.pack(sequences, device=self.device, dtype=self.model.dtype, share=share)
         hidden = self.model.get_decoder()(
             input_ids=pack.ids,
             position_ids=pack.positions,
@@ -108,7 +115,7 @@ class Weights:
         tokens = list(sequence)[:64]
         pair = [tokens, [*tokens[: len(tokens) // 2 + 1], *tokens[:3]]]
         try:
-            ours = torch.cat(self._logits_packed(pair, [1, 1], None))
+            ours = torch.cat(self._logits_packed(pair, [1, 1], None, True))
         except (NotImplementedError, TypeError):  # no packed form of its attention, or no way to hand it the pack
             return False
         own = torch.stack([self.model(torch.tensor([p], device=self.device)).logits[0, -1].float() for p in pair])
