@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
-from transformers import AutoModelForCausalLM
+from adapters import save_adapter
 
 import rerank
 from rerank.backbones.transformers_ import TransformersBackbone
@@ -20,20 +19,6 @@ TEXTS = ["short", "a passage of some more words than the other " * 4, "Yes No " 
 @pytest.fixture(scope="module")
 def backbone(tiny_model: Path) -> TransformersBackbone:
     return TransformersBackbone.load(str(tiny_model), device="cpu", dtype="float32")
-
-
-def save_adapter(
-    model: Path, folder: Path, *, seed: int, base: str, targets: Sequence[str] = ("q_proj", "v_proj")
-) -> Path:
-    from peft import LoraConfig, get_peft_model
-
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        bare = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
-        tuned = get_peft_model(bare, LoraConfig(r=4, target_modules=list(targets), init_lora_weights=False))
-    tuned.peft_config["default"].base_model_name_or_path = base
-    tuned.save_pretrained(folder)
-    return folder
 
 
 def scores(backbone: TransformersBackbone) -> list[float]:

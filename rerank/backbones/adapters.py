@@ -22,6 +22,10 @@ def attach(weights: Weights, adapter: str) -> None:
     _check_base(folder, weights)
     from peft import PeftConfig, PeftModel
 
+    if weights.int8:
+        raise AdapterError(
+            f"{weights.name} is int8 and takes no further adapter; give it when loading, as load(adapter={adapter!r})"
+        )
     name = f"adapter{len(weights.adapters)}"
     fresh = weights.peft is None
     try:

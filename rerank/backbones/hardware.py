@@ -9,7 +9,7 @@ from rerank.errors import InputError
 if TYPE_CHECKING:
     import torch
 
-DTYPES = ("bfloat16", "float16", "float32")
+DTYPES = ("bfloat16", "float16", "float32", "int8")
 
 
 def choose_device(device: str | None) -> torch.device:
@@ -27,10 +27,13 @@ def choose_device(device: str | None) -> torch.device:
 
 
 def choose_dtype(dtype: str | None, device: torch.device) -> torch.dtype:
-    """The named dtype, or bfloat16 where the processor multiplies it fast, else float16 (GPU) or float32."""
+    """The named dtype, or bfloat16 where the processor multiplies it fast, else float16 (GPU) or float32.
+
+    int8 is for linear layers only: what is beside them gets the numbers that are chosen without a name.
+    """
     import torch
 
-    if dtype is None:
+    if dtype is None or dtype == "int8":
         if device.type == "cpu":
             dtype = "bfloat16" if _cpu_multiplies_bfloat16() else "float32"
         elif device.type == "cuda":
@@ -41,6 +44,16 @@ def choose_dtype(dtype: str | None, device: torch.device) -> torch.dtype:
         raise InputError(f"dtype {dtype!r} is not known; give one of {', '.join(DTYPES)}")
     chosen: torch.dtype = getattr(torch, dtype)
     return chosen
+
+
+def set_threads(threads: int | None) -> None:
+    """Has torch compute with this many threads; it is one setting for the whole process."""
+    import torch
+
+    if threads is not None:
+        if threads < 1:
+            raise InputError(f"threads is {threads}; give at least 1")
+        torch.set_num_threads(threads)
 
 
 def _cpu_multiplies_bfloat16() -> bool:

@@ -186,6 +186,7 @@ def _block(
     return Block(mine.to(device), keys.to(device), first.to(device), tuple(chunks))
 
 
+@torch.compiler.disable  # type: ignore[untyped-decorator]  # the pack shapes it anew every time
 def attention(
     module: torch.nn.Module,
     query: Tensor,

@@ -12,7 +12,7 @@ from rerank.backbones import adapters
 from rerank.backbones.base import Prepared, by_kind, by_length, check_constraint
 from rerank.backbones.embedded import EMBEDDED, resolve
 from rerank.backbones.encoding import Encoder
-from rerank.backbones.hardware import choose_device, choose_dtype, default_batch_tokens
+from rerank.backbones.hardware import choose_device, choose_dtype, default_batch_tokens, set_threads
 from rerank.calls import Answer, Call, Constraint, GenerateCall, Kind, LabelCall, LikelihoodCall
 from rerank.errors import BackboneError, CapabilityError, InputError, UnknownNameError
 
@@ -46,20 +46,39 @@ class TransformersBackbone:
         dtype: str | None = None,
         batch_tokens: int | None = None,
         prefix_reuse: bool = True,
+        compile: bool = False,
+        threads: int | None = None,
     ) -> TransformersBackbone:
-        """`model` is a hub name or a directory; None is the embedded model. `dtype` is bfloat16, float16 or
-        float32; None chooses what the device multiplies fast. Only safetensors are read."""
+        """`model` is a hub name or a directory; None is the embedded model. Only safetensors are read.
+
+        `dtype` is bfloat16, float16 or float32, or int8 (on a CPU: the linear layers in int8, an adapter merged for
+        good before); None chooses what the device multiplies fast. `batch_tokens` is the most tokens in a batch.
+        `prefix_reuse=False` computes every call by itself. `compile=True` lets torch.compile fuse the layers.
+        `threads` is how many threads torch computes with, in the whole process.
+        """
+        if batch_tokens is not None and batch_tokens < 1:
+            raise InputError(f"batch_tokens is {batch_tokens}; give at least 1")
         place = choose_device(device)
+        set_threads(threads)
         numbers = choose_dtype(dtype, place)
         name = EMBEDDED if model is None else model
         path = str(resolve(progress=_log.warning)) if model is None else model
         weights = _load(name, path, place, numbers)
         if adapter is not None:
             adapters.attach(weights, adapter)
-        return cls(weights, adapter, batch_tokens or default_batch_tokens(place), prefix_reuse)
+        backbone = cls(weights, adapter, batch_tokens or default_batch_tokens(place), prefix_reuse)
+        if dtype == "int8":
+            backbone = backbone.merge() if adapter is not None else backbone
+            weights.quantise()
+        if compile:
+            weights.compile()
+        return backbone
 
     def with_adapter(self, adapter: str | None) -> TransformersBackbone:
-        """The same weights under another adapter, loaded if it is not yet; None for the bare model."""
+        """The same weights under another adapter, loaded if it is not yet; None for the bare model.
+
+        Raises AdapterError where the weights are int8: an adapter is merged into these when they are loaded.
+        """
         if adapter is not None:
             with self.weights.lock:
                 adapters.attach(self.weights, adapter)

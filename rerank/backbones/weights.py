@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from rerank.backbones import packing
+from rerank.backbones import packing, speedups
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -39,6 +40,8 @@ class Weights:
     adapters: dict[str, str] = field(default_factory=dict)  # path or hub name -> the name peft knows it by
     peft: PeftModel | None = None
     lock: threading.RLock = field(default_factory=threading.RLock)
+    int8: bool = False
+    compiled: bool = False
     packs: bool | None = None  # whether sequences can be packed; None: not probed yet
 
     @property
@@ -54,6 +57,19 @@ class Weights:
         else:
             self.peft.base_model.enable_adapter_layers()
             self.peft.set_adapter(self.adapters[adapter])
+
+    def quantise(self) -> None:
+        """Puts the linear layers into int8; no adapter can be attached after that."""
+        speedups.quantise(self.model)
+        self.int8 = True
+
+    def compile(self) -> None:
+        """Compiles the layers; only packed sequences, which are all of one form, are run through the result."""
+        speedups.compile_layers(self.model)
+        self.compiled = True
+
+    def _uncompiled(self) -> AbstractContextManager[object]:
+        return torch.compiler.set_stance("force_eager") if self.compiled else nullcontext()
 
     def logits(
         self,
@@ -76,9 +92,10 @@ class Weights:
                 self.packs = False
         keep = max(counts)
         ids, mask, positions = self._pad_left(sequences)
-        logits = self.model(
-            input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False, logits_to_keep=keep
-        ).logits.float()
+        with self._uncompiled():
+            logits = self.model(
+                input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False, logits_to_keep=keep
+            ).logits.float()
         found = [logits[i, keep - count :] for i, count in enumerate(counts)]
         return found if rows is None else [part[:, list(r)] for part, r in zip(found, rows, strict=True)]
 
@@ -118,7 +135,8 @@ class Weights:
             ours = torch.cat(self._logits_packed(pair, [1, 1], None, True))
         except (NotImplementedError, TypeError):  # no packed form of its attention, or no way to hand it the pack
             return False
-        own = torch.stack([self.model(torch.tensor([p], device=self.device)).logits[0, -1].float() for p in pair])
+        with self._uncompiled():
+            own = torch.stack([self.model(torch.tensor([p], device=self.device)).logits[0, -1].float() for p in pair])
         # an order of magnitude above what the order of additions changes, and far below what a mistake does
         tolerance = 1e-3 if self.model.dtype == torch.float32 else 0.1
         return bool((own - ours).abs().max() <= tolerance * own.abs().max())
@@ -161,12 +179,13 @@ class Weights:
             eos_token_id=ends or None,
             pad_token_id=ends[0] if ends else 0,
         )
-        written = self.model.generate(
-            input_ids=ids,
-            attention_mask=mask,
-            generation_config=config,
-            stopping_criteria=StoppingCriteriaList([stopped]),
-        )[:, start:].tolist()
+        with self._uncompiled():
+            written = self.model.generate(
+                input_ids=ids,
+                attention_mask=mask,
+                generation_config=config,
+                stopping_criteria=StoppingCriteriaList([stopped]),
+            )[:, start:].tolist()
         found = []
         for row, limit in zip(written, max_tokens, strict=True):
             row = row[:limit]

@@ -53,7 +53,7 @@ Device = Annotated[
 ]
 Dtype = Annotated[
     str | None,
-    typer.Option(metavar="NAME", help="bfloat16, float16 or float32; default: what the device is fast at."),
+    typer.Option(metavar="NAME", help="bfloat16, float16, float32 or int8; default: what the device is fast at."),
 ]
 Strict = Annotated[
     bool, typer.Option("--strict", help="Refuse passages that would be cut to fit or hold control tokens.")
