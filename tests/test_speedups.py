@@ -100,4 +100,4 @@ def test_the_embedded_model_in_int8() -> None:
     exact = scores(TransformersBackbone.load(device="cpu", dtype="float32"), request)
     eight = scores(TransformersBackbone.load(device="cpu", dtype="int8"), request)
     differences = sorted(abs(a - b) for a, b in zip(exact, eight, strict=True))
-    assert differences[-1] < 1.0 and differences[len(differences) // 2] < 0.5
+    assert differences[-1] < 1.5 and differences[len(differences) // 2] < 0.75
