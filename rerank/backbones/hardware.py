@@ -9,7 +9,7 @@ from rerank.errors import InputError
 if TYPE_CHECKING:
     import torch
 
-DTYPES = ("bfloat16", "float16", "float32", "int8")
+DTYPES = ("bfloat16", "float16", "float32")
 
 
 def choose_device(device: str | None) -> torch.device:
@@ -26,14 +26,14 @@ def choose_device(device: str | None) -> torch.device:
     return chosen
 
 
-def choose_dtype(dtype: str | None, device: torch.device) -> torch.dtype:
+def choose_dtype(dtype: str | None, device: torch.device, *, int8: bool = False) -> torch.dtype:
     """The named dtype, or bfloat16 where the processor multiplies it fast, else float16 (GPU) or float32.
 
-    int8 is for linear layers only: what is beside them gets the numbers that are chosen without a name.
+    `int8` allows that name too. It is for linear layers only: what is beside them gets what no name would get.
     """
     import torch
 
-    if dtype is None or dtype == "int8":
+    if dtype is None or (int8 and dtype == "int8"):
         if device.type == "cpu":
             dtype = "bfloat16" if _cpu_multiplies_bfloat16() else "float32"
         elif device.type == "cuda":
@@ -41,7 +41,8 @@ def choose_dtype(dtype: str | None, device: torch.device) -> torch.dtype:
         else:
             dtype = "float16"
     if dtype not in DTYPES:
-        raise InputError(f"dtype {dtype!r} is not known; give one of {', '.join(DTYPES)}")
+        known = (*DTYPES, "int8") if int8 else DTYPES
+        raise InputError(f"dtype {dtype!r} is not known; give one of {', '.join(known)}")
     chosen: torch.dtype = getattr(torch, dtype)
     return chosen
 
@@ -71,4 +72,4 @@ def _cpu_multiplies_bfloat16() -> bool:
 
 def default_batch_tokens(device: torch.device) -> int:
     """Tokens in a batch, padding included: what fills the device without filling its memory or its caches."""
-    return 4096 if device.type == "cpu" else 32768
+    return 2048 if device.type == "cpu" else 32768

@@ -60,7 +60,7 @@ class TransformersBackbone:
             raise InputError(f"batch_tokens is {batch_tokens}; give at least 1")
         place = choose_device(device)
         set_threads(threads)
-        numbers = choose_dtype(dtype, place)
+        numbers = choose_dtype(dtype, place, int8=True)
         name = EMBEDDED if model is None else model
         path = str(resolve(progress=_log.warning)) if model is None else model
         weights = _load(name, path, place, numbers)
