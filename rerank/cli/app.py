@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 import rerank
+from rerank.cli import bench
 from rerank.cli.demo import demo
 from rerank.cli.evaluate import evaluate_runs
 from rerank.cli.ls import ls
@@ -37,3 +38,4 @@ app.command()(rank)
 app.command()(run)
 app.command("eval")(evaluate_runs)
 app.command()(ls)
+app.add_typer(bench.app, name="bench")

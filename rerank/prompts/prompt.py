@@ -186,7 +186,7 @@ class Prompt(BaseModel):
         match self.answer:
             case Binary() | Graded() | Likelihood() if answer.logprobs:
                 score = self.answer.score(answer.logprobs)
-                return score, Outcomes.of(Outcome.CLEAN if math.isfinite(score) else Outcome.FAILED)
+                return score, _read_labels(answer) if math.isfinite(score) else Outcomes.of(Outcome.FAILED)
             case Score() if answer.score is not None and math.isfinite(answer.score):
                 return answer.score, Outcomes.of(Outcome.CLEAN)
             case Binary() | Graded() | Likelihood() | Score():
@@ -199,7 +199,7 @@ class Prompt(BaseModel):
             case Identifier() if len(answer.logprobs) == n and all(map(math.isfinite, answer.logprobs)):
                 positions = sorted(range(n), key=lambda i: -answer.logprobs[i])
                 scores = tuple(answer.logprobs[i] for i in positions)
-                return Order(positions, scores, Outcomes.of(Outcome.CLEAN))
+                return Order(positions, scores, _read_labels(answer))
             case Identifier():
                 return Order(list(range(n)), None, Outcomes.of(Outcome.FAILED))
             case Permutation():
@@ -214,6 +214,12 @@ class Order(NamedTuple):
     positions: list[int]
     scores: tuple[float, ...] | None
     outcomes: Outcomes
+
+
+def _read_labels(answer: Answer) -> Outcomes:
+    """Clean, or repaired where bounds stand in for what the engine did not say."""
+    outcome = Outcome.REPAIRED if answer.missing else Outcome.CLEAN
+    return Outcomes.of(outcome, missing=answer.missing)
 
 
 def _fill(template: str, values: dict[str, list[Span]]) -> tuple[Span, ...]:
