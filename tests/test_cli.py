@@ -28,12 +28,12 @@ COMMAND = (sys.executable, "-m", "rerank")
 def test_without_a_command_the_help_is_shown(cli: Cli) -> None:
     bare, asked = cli(), cli("--help")
     assert bare == asked == (0, bare.out, "")
-    for name in ("demo", "rank", "run", "eval", "ls"):
+    for name in ("demo", "rank", "run", "eval", "bench", "ls"):
         assert re.search(rf"^  {name}  +\S.*\.$", bare.out, re.MULTILINE)  # whole sentences, not cut by '...'
     assert cli("--version").out.startswith("rerank ")
 
 
-@pytest.mark.parametrize("command", ["demo", "rank", "run", "eval", "ls"])
+@pytest.mark.parametrize("command", ["demo", "rank", "run", "eval", "bench", "ls"])
 def test_every_command_explains_itself(command: str, cli: Cli) -> None:
     status, out, err = cli(command, "--help")
     assert (status, err) == (0, "")
@@ -47,7 +47,7 @@ def test_every_command_explains_itself(command: str, cli: Cli) -> None:
         ("strategies", ["pointwise", "window=20, step=10", "listwise-permutation"]),
         ("prompts", ["pointwise-yes-no@1", "labels", "Liang et al."]),
         ("models", ["HuggingFaceTB/SmolLM2-135M-Instruct (default)"]),
-        ("backbones", ["transformers", "pip install 'rerank-llm[llm]'"]),
+        ("backbones", ["transformers", "vllm", "openai", "cross-encoder", "pip install 'rerank-llm[llm]'"]),
         ("datasets", ["sample:scifact", "irds:ID", "{qid, query, docs: [{docid, text, label}]}"]),
     ],
 )

@@ -135,10 +135,10 @@ def test_a_batch_that_does_not_fit_is_halved(backbone: TransformersBackbone) -> 
         def __getattr__(self, name: str) -> object:
             return getattr(backbone.weights, name)
 
-        def logits(self, sequences: Sequence[Sequence[int]], *rest: Any) -> list[torch.Tensor]:
+        def logits(self, sequences: Sequence[Sequence[int]], *rest: Any, share: bool) -> list[torch.Tensor]:
             if len(sequences) > self.most:
                 raise torch.OutOfMemoryError("CUDA out of memory")
-            return backbone.weights.logits(sequences, *rest)
+            return backbone.weights.logits(sequences, *rest, share=share)
 
     calls = [load_prompt("pointwise-yes-no").ask(Query("q"), [Passage(text, "p")]) for text in [*TEXTS, *TEXTS]]
     whole = ask(backbone, *calls)

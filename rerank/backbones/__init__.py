@@ -89,8 +89,12 @@ def engine_of(name: str) -> Engine:
 
 
 def own_prompt(backbone: str | Backbone) -> str | None:
-    """The prompt that goes with an engine whatever the strategy, or None."""
-    return engine_of(backbone).prompt if isinstance(backbone, str) else None
+    """The prompt that goes with an engine, or one that answers the same, whatever the strategy; or None."""
+    if isinstance(backbone, str):
+        return engine_of(backbone).prompt
+    return next(
+        (engine.prompt for engine in BACKBONES.values() if engine.prompt and engine.kinds == backbone.kinds), None
+    )
 
 
 def load_backbone(

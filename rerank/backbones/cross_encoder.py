@@ -91,7 +91,7 @@ class CrossEncoderBackbone:
         with self.lock:
             whole = passage.full_text
             if dialogue.passage_tokens is not None:
-                whole = self.encoder._cut(whole, dialogue.passage_tokens)
+                whole = self.encoder.cut(whole, dialogue.passage_tokens)
             shown, ids = whole, self._ids(query, whole)
             room = len(self.encoder.continuation(whole)) if len(ids) > limit else 0
             while len(ids) > limit:
@@ -101,7 +101,7 @@ class CrossEncoderBackbone:
                         f"query {dialogue.query.query_id!r} leaves no room for a passage in the {limit} tokens of "
                         f"{self.name}; shorten the query"
                     )
-                shown = self.encoder._cut(whole, room)
+                shown = self.encoder.cut(whole, room)
                 ids = self._ids(query, shown)
         asked = replace(call, dialogue=replace(dialogue, passages=(replace(passage, text=shown, title=""),)))
         return Prepared(asked, ids, len(ids), int(shown != whole))

@@ -44,7 +44,7 @@ class Encoder:
         tokens of the context free. Raises ContextError when there is no room even for a token of each."""
         texts = [span.text for message in dialogue.messages for span in message.spans if span.passage]
         if dialogue.passage_tokens is not None:
-            texts = [self._cut(text, dialogue.passage_tokens) for text in texts]
+            texts = [self.cut(text, dialogue.passage_tokens) for text in texts]
         whole = texts
         text, ids = self._render(dialogue, texts)
         limit = self.context - reserve
@@ -62,7 +62,7 @@ class Encoder:
                     + (" or show fewer passages at once" if len(texts) > 1 else "")
                 )
             cap = _level(lengths, room)
-            texts = [self._cut(t, cap) if length > cap else t for t, length in zip(whole, lengths, strict=True)]
+            texts = [self.cut(t, cap) if length > cap else t for t, length in zip(whole, lengths, strict=True)]
             text, ids = self._render(dialogue, texts)
         return tuple(ids), text[-_TAIL_CHARACTERS:], sum(a != b for a, b in zip(texts, whole, strict=True))
 
@@ -112,7 +112,7 @@ class Encoder:
             merged = {"role": first["role"], "content": f"{head['content']}\n\n{first['content']}"}
             return str(self.tokenizer.apply_chat_template([merged, *rest], **options))
 
-    def _cut(self, text: str, tokens: int) -> str:
+    def cut(self, text: str, tokens: int) -> str:
         """The longest beginning of the text that holds at most this many tokens."""
         if len(text.encode()) <= tokens:  # a token is a byte at least
             return text
