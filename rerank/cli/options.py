@@ -82,6 +82,11 @@ def _pairs(options: list[str] | None) -> dict[str, object]:
     return found
 
 
+def recorded(options: list[str] | None) -> list[str]:
+    """A backbone's options as a run's card may show them: a key is nobody else's to read, and changes no score."""
+    return [option for option in options or [] if not option.partition("=")[0].strip().endswith("key")]
+
+
 def load_ranker(
     strategy: Strategy,
     *,
@@ -96,7 +101,7 @@ def load_ranker(
 ) -> Reranker:
     """The ranker, with what it says of fetching and loading on stderr."""
     show_log()
-    say(f"loading {model or 'the embedded model'}")
+    say(f"{backbone}: loading {model or 'its default model'}")
     engine = load_backbone(
         backbone,
         needs=strategy.prompt.needs,

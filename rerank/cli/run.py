@@ -82,7 +82,7 @@ def run(
         "model": model,
         "adapter": adapter,
         "backbone": backbone,
-        "backbone_options": backbone_option,
+        "backbone_options": opt.recorded(backbone_option),
         "device": device,
         "dtype": dtype,
         "strict": strict,
