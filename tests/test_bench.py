@@ -173,6 +173,30 @@ def test_engines_take_turns() -> None:
     assert list(courses["first"]) == [OURS, LOOP]
 
 
+def test_interrupted_it_keeps_the_rounds_that_all_have_run() -> None:
+    class Impatient(Stub):
+        def score(self, part: bench.Slice) -> Scores:
+            if part.prompts[0].text == self.last:
+                raise KeyboardInterrupt
+            return super().score(part)
+
+        last = "3"
+
+    turns: list[str] = []
+    work = {task: parts_of(task, 5) for task in bench.WORK}
+
+    def run() -> Any:
+        stubs = {OURS: Stub(OURS, turns, 1.0), LOOP: Impatient(LOOP, turns, 0.0)}
+        return bench.race(stubs, work, "cpu", between=lambda: None, say=lambda _: None)
+
+    for task, found in run().items():
+        assert {name: len(course.seconds) for name, course in found.items()} == {OURS: 2, LOOP: 2}, task
+        assert found[OURS].scores == [[1.0]] * 2
+    Impatient.last = "1"
+    with pytest.raises(KeyboardInterrupt):
+        run()
+
+
 def test_rates_are_medians_and_quotients_are_of_the_same_round() -> None:
     parts = parts_of("pointwise", 3)
     courses = {
@@ -261,7 +285,8 @@ def test_the_command_adds_up(
             assert row["share"] == pytest.approx(full)
             assert row["share_once"] < row["share"]
             assert (row["difference"] is None) == (name == LOOP)
-            assert row["difference"] is None or row["difference"]["largest"] < 1e-3
+            near = 0.5 if name == "rerank, int8" else 1e-3
+            assert row["difference"] is None or row["difference"]["largest"] < near
             assert row["agrees"]
             assert f"{name} " in out
     pointwise, first = found["tasks"]

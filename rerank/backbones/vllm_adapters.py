@@ -69,12 +69,19 @@ def _check_tensors(folder: Path, base: Base) -> None:
     except (OSError, ValueError, KeyError, ImportError) as error:
         _log.warning("cannot check whether adapter %s fits %s: %s", folder, base.name, error)
         return
+    ends = (bare.get_input_embeddings(), bare.get_output_embeddings())
+    outer = [name for name, module in bare.named_modules() if any(module is end for end in ends)]
     try:
+        with safe_open(folder / "adapter_model.safetensors", "pt") as file:
+            given = {key: list(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
+        if found := [name for name in outer if any(key.startswith(f"base_model.model.{name}.") for key in given)]:
+            raise AdapterError(
+                f"adapter {str(folder)!r} changes {found[0]}, which vLLM does not do as it was trained (on a CPU it "
+                "leaves embeddings as they are, and changes the bare model's output too); use the transformers backbone"
+            )
         with torch.device("meta"):
             made = PeftModel(bare, PeftConfig.from_pretrained(str(folder)), low_cpu_mem_usage=True)
         wanted = {key: list(t.shape) for key, t in get_peft_model_state_dict(made, save_embedding_layers=False).items()}
-        with safe_open(folder / "adapter_model.safetensors", "pt") as file:
-            given = {key: list(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
     except (RuntimeError, ValueError, KeyError, TypeError, OSError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:200]
         raise AdapterError(f"adapter {str(folder)!r} does not fit {base.name}: {reason}") from error

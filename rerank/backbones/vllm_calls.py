@@ -53,16 +53,20 @@ def likelihood(
             asked |= {"prompt_logprobs": 0, "skip_reading_prefix_cache": not cached, "flat_logprobs": True}
         params.append(_params(**asked))
     outputs = engine.ask([(*item.token_ids, *item.targets[:-1]) for item in batch], params, adapter)
-    answers = []
-    for item, output in zip(batch, outputs, strict=True):
-        n = len(item.targets)
-        if cached and n > 1 and (output.num_cached_tokens or 0) >= len(item.token_ids):
-            answers += likelihood(engine, [item], adapter, cached=False)
-            continue
-        rows = output.prompt_logprobs or []
-        found = [rows[i - n + 1][target].logprob for i, target in enumerate(item.targets[:-1])]
-        answers.append(_likely(item, [*found, *_next(output, item.targets[-1:])]))
-    return answers
+    again = [i for i, item in enumerate(batch) if cached and _late(item, outputs[i])]
+    redone = likelihood(engine, [batch[i] for i in again], adapter, cached=False) if again else []
+    answers = dict(zip(again, redone, strict=True))
+    for i in answers.keys() ^ range(len(batch)):
+        item, output = batch[i], outputs[i]
+        rows, n = output.prompt_logprobs or [], len(item.targets)
+        found = [rows[at - n + 1][target].logprob for at, target in enumerate(item.targets[:-1])]
+        answers[i] = _likely(item, [*found, *_next(output, item.targets[-1:])])
+    return [answers[i] for i in range(len(batch))]
+
+
+def _late(item: Prepared, output: RequestOutput) -> bool:
+    """Whether vLLM began to compute when some of the targets were past."""
+    return len(item.targets) > 1 and (output.num_cached_tokens or 0) >= len(item.token_ids)
 
 
 def _likelihood_by_steps(engine: VLLMEngine, batch: Sequence[Prepared], adapter: str | None) -> list[Answer]:

@@ -63,7 +63,7 @@ class Engine:
 class Ours:
     """One of our backbones with some of its options, and both rankers on it."""
 
-    def __init__(self, setup: Setup, *, backbone: str, options: Mapping[str, object]) -> None:
+    def __init__(self, setup: Setup, *, backbone: str, dtype: str | None, options: Mapping[str, object]) -> None:
         takes = names(BACKBONES[backbone].loader(backbone))
         device = setup.device if "device" in takes else None
         pointwise = load(
@@ -71,7 +71,7 @@ class Ours:
             model=setup.model,
             backbone=backbone,
             device=device,
-            dtype=setup.dtype,
+            dtype=dtype or setup.dtype,
             backbone_options=options,
             passage_tokens=setup.passage_tokens,
         )
@@ -223,8 +223,8 @@ def _library_missing(*modules: str) -> str | None:
     return f"{', '.join(absent)} not installed" if absent else None
 
 
-def _ours(backbone: str, **options: object) -> Engine:
-    return Engine(partial(Ours, backbone=backbone, options=options), partial(_ours_missing, backbone))
+def _ours(backbone: str, *, dtype: str | None = None, **options: object) -> Engine:
+    return Engine(partial(Ours, backbone=backbone, dtype=dtype, options=options), partial(_ours_missing, backbone))
 
 
 def _theirs(
@@ -241,6 +241,7 @@ ENGINES: Mapping[str, Engine] = MappingProxyType(
         "rerank": _ours("transformers"),
         "rerank, no prefix reuse": _ours("transformers", prefix_reuse=False),
         "rerank, compiled": _ours("transformers", compile=True),
+        "rerank, int8": _ours("transformers", dtype="int8"),
         "rerank over vllm": _ours("vllm"),
         # the others
         REFERENCE: _theirs(PlainLoop, "torch", "transformers"),

@@ -108,25 +108,35 @@ def race(
     between: Callable[[], None],
     say: Callable[[str], None],
 ) -> Courses:
-    """Every engine over its tasks, interleaved. A task's first slice warms up; `between` is called once a round."""
+    """Every engine over its tasks, interleaved. A task's first slice warms up; `between` is called once a round.
+
+    Interrupted, it returns the rounds that all engines have run, if there is one.
+    """
     entered = list(contenders)
     courses = {task: {name: Course() for name in entered if task in ENGINES[name].tasks} for task in work}
     for turn in range(max(map(len, work.values()))):
         first = turn % len(entered)
-        for task, parts in work.items():
-            for name in entered[first:] + entered[:first]:
-                if name not in courses[task]:
-                    continue
-                say(f"{f'round {turn} of {len(parts) - 1}' if turn else 'warming up'}: {task}, {name}")
-                settle(device)
-                started = time.perf_counter()
-                scores = contenders[name].score(parts[turn])
-                settle(device)
-                seconds = time.perf_counter() - started
-                if turn:
-                    courses[task][name].seconds.append(seconds)
-                    courses[task][name].scores += scores
-        between()
+        lap: list[tuple[Course, float, Scores]] = []
+        try:
+            for task, parts in work.items():
+                for name in entered[first:] + entered[:first]:
+                    if name not in courses[task]:
+                        continue
+                    say(f"{f'round {turn} of {len(parts) - 1}' if turn else 'warming up'}: {task}, {name}")
+                    settle(device)
+                    started = time.perf_counter()
+                    scores = contenders[name].score(parts[turn])
+                    settle(device)
+                    lap.append((courses[task][name], time.perf_counter() - started, scores))
+            between()
+        except KeyboardInterrupt:
+            if turn < 2:
+                raise
+            say(f"interrupted: the figures are those of {turn - 1} whole rounds")
+            break
+        for course, seconds, scores in lap if turn else ():
+            course.seconds.append(seconds)
+            course.scores += scores
     return courses
 
 

@@ -110,8 +110,11 @@ def engines(
     finally:
         for contender in contenders.values():
             contender.close()
+    run = max(len(course.seconds) for found in courses.values() for course in found.values())
     tables = [
-        bench.table(task, parts[1:], courses[task], bench.without(task, chosen, absent), known.cost, max(peaks))
+        bench.table(
+            task, parts[1 : 1 + run], courses[task], bench.without(task, chosen, absent), known.cost, max(peaks)
+        )
         for task, parts in work.items()
     ]
     machine = bench.Machine.here(setup.device, numbers)
@@ -120,7 +123,7 @@ def engines(
         "model": model or EMBEDDED,
         "pairs": pairs,
         "windows": windows,
-        "rounds": rounds,
+        "rounds": run,
         "depth": depth,
         "passage_tokens": passage_tokens,
         "threads": threads,
