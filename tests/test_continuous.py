@@ -137,11 +137,11 @@ def test_input_is_drawn_only_as_fast_as_there_is_room(make_candidates: Make, n: 
     reader = threading.Thread(target=lambda: rankings.append(next(stream)))
     reader.start()
     assert full.wait(WAIT_S)
-    go_on.set()
+    assert bound <= drawn <= bound + 1  # one may have come for the one that left
+    go_on.set()  # from here on answers make room
     reader.join(WAIT_S)
     stream.close()  # type: ignore[attr-defined]
     assert rankings[0].query.query_id == "q0"
-    assert bound <= drawn <= bound + 1  # one may have come for the one that left
 
 
 def test_a_source_that_blocks_keeps_no_answer_back(make_candidates: Make) -> None:

@@ -316,6 +316,8 @@ def test_what_it_cannot_do(bert: Path, backbone: CrossEncoderBackbone) -> None:
     with pytest.raises(CapabilityError, match="the cross-encoder backbone does not answer labels calls"):
         rerank.load("pointwise", prompt="pointwise-yes-no", backbone="cross-encoder", model=str(bert))
     with pytest.raises(CapabilityError, match="needs a backbone that answers labels calls"):
+        rerank.load("first", prompt="first-identifier", backbone=backbone)
+    with pytest.raises(PromptError, match="shows one passage in a call"):
         rerank.load("first", backbone=backbone)
     with pytest.raises(PromptError, match="shows one passage in a call"):
         rerank.load("first", backbone="cross-encoder", model=str(bert))

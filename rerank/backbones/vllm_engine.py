@@ -20,6 +20,7 @@ import sys
 import tempfile
 import threading
 import types
+import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -33,15 +34,17 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
     from vllm import LLM, RequestOutput, SamplingParams
     from vllm.lora.request import LoRARequest
+    from vllm.v1.engine.core_client import EngineCoreClient
 
 _STARTING = threading.Lock()  # the environment is one for all threads
 _CPU_CACHE = 2 * 2**30  # bytes of keys and values: some 90 000 tokens of a 135M model
 _CPU_BLOCK = 32  # tokens; vLLM's own 128 on a CPU never shares a prompt's first 100 tokens
+_SHUTDOWN_S = 30.0  # what it takes on a busy machine; a process that is killed leaves its shared memory behind
 _FEW_CORES = 4  # vLLM keeps a core for its scheduler; of so few, the model gets them all
 _LOGGING = ("VLLM_LOGGING_LEVEL", "VLLM_LOGGING_CONFIG_PATH", "VLLM_CONFIGURE_LOGGING")
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True, eq=False, weakref_slot=True)
 class VLLMEngine:
     """One running engine with any number of LoRA adapters. `lock` guards it: vLLM's own class takes one caller.
 
@@ -58,6 +61,12 @@ class VLLMEngine:
     rank: int | None = None
     adapters: dict[str, LoRARequest] = field(default_factory=dict)
     lock: threading.RLock = field(default_factory=threading.RLock)
+    end: weakref.finalize[..., VLLMEngine] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        assert self.llm is not None
+        # at Python's exit, too: before vLLM's own, which waits 5 s and kills
+        self.end = weakref.finalize(self, _end, self.llm.llm_engine.engine_core, self.watch, self.log)
 
     @property
     def name(self) -> str:
@@ -125,12 +134,15 @@ class VLLMEngine:
     def close(self) -> None:
         """Ends vLLM's processes and waits for them."""
         with self.lock:
-            llm, self.llm = self.llm, None
-            if llm is not None:
-                llm.llm_engine.engine_core.shutdown(timeout=30)
-                self.watch.kill()
-                self.watch.communicate()
-                self.log.close()
+            self.llm = None
+            self.end()
+
+
+def _end(core: EngineCoreClient, watch: subprocess.Popen[bytes], log: IO[bytes]) -> None:
+    core.shutdown(timeout=_SHUTDOWN_S)
+    watch.kill()
+    watch.communicate()
+    log.close()
 
 
 def start(base: Base, tokenizer: PreTrainedTokenizerBase, options: Mapping[str, object]) -> VLLMEngine:
