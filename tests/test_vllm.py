@@ -1,4 +1,4 @@
-"""The vLLM backbone on the embedded model: it says what the transformers backbone says, and ends when told to."""
+"""The vLLM backbone on the embedded model: it says what the transformers backbone says, and keeps to constraints."""
 
 from __future__ import annotations
 
@@ -9,13 +9,10 @@ import json
 import math
 import re
 import signal
-import subprocess
-import sys
 import types
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from statistics import fmean, median
-from typing import TYPE_CHECKING
 
 import pytest
 
@@ -25,60 +22,28 @@ if importlib.util.find_spec("vllm") is None:
 import psutil
 import torch
 from scipy.stats import spearmanr
+from vllm_case import TEXTS, apart, ask, calls_of, dialogue, save_adapter
 
 import rerank
-from rerank.backbones.embedded import EMBEDDED, resolve
+from rerank.backbones.embedded import EMBEDDED
 from rerank.backbones.transformers_ import TransformersBackbone
 from rerank.backbones.vllm_ import VLLMBackbone
-from rerank.backbones.vllm_adapters import room
 from rerank.calls import (
-    Answer,
     Call,
     Choice,
     Constraint,
-    Dialogue,
     GenerateCall,
     JsonSchema,
     LabelCall,
     LikelihoodCall,
-    Message,
     Regex,
-    Span,
-)  # fmt: skip
+)
 from rerank.data import load_dataset
 from rerank.errors import AdapterError, BackboneError, CapabilityError, InputError, LabelError
 from rerank.prompts import load_prompt
-from rerank.types import Candidates, Passage, Query
-
-if TYPE_CHECKING:
-    from rerank.backbones.base import BatchBackbone
+from rerank.types import Candidates
 
 pytestmark = [pytest.mark.vllm, pytest.mark.model]
-
-MODULES = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-TEXTS = ["A flea lives up to a year.", "The stock market fell today, and nobody knows why.", "Cats purr."]
-
-
-def save_adapter(
-    folder: Path, *, rank: int = 8, modules: Sequence[str] = MODULES, dora: bool = False, **shape: int
-) -> Path:
-    """A random adapter of the embedded model, or of one of another shape, that moves scores and not too far."""
-    from peft import LoraConfig, get_peft_model
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    config = AutoConfig.from_pretrained(resolve())
-    for name, value in shape.items():
-        setattr(config, name, value)
-    with torch.random.fork_rng():
-        torch.manual_seed(rank)
-        bare = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
-        tuned = get_peft_model(bare, LoraConfig(r=rank, lora_alpha=16, target_modules=list(modules), use_dora=dora))
-        for name, weight in tuned.named_parameters():
-            if "lora_B" in name:
-                torch.nn.init.normal_(weight, std=0.2)
-    tuned.peft_config["default"].base_model_name_or_path = EMBEDDED
-    tuned.save_pretrained(folder, save_embedding_layers=False)
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -117,35 +82,10 @@ def requests() -> list[Candidates]:
     return [dataclasses.replace(c, passages=c.passages[:5]) for c in candidates]
 
 
-def dialogue(text: str, prefix: str = "") -> Dialogue:
-    return Dialogue((Message("user", (Span(text, passage=True),)),), prefix, Query("q"), (Passage(text, "p"),))
-
-
-def ask(backbone: BatchBackbone, *calls: Call) -> list[Answer]:
-    items = [backbone.prepare(call) for call in calls]
-    answers: dict[int, Answer] = {}
-    for batch in backbone.group(items):
-        answers |= zip(batch, backbone.answer([items[i] for i in batch]), strict=True)
-    return [answers[i] for i in range(len(items))]
-
-
 def both(
     backbone: VLLMBackbone, reference: TransformersBackbone, adapter: str | None
 ) -> tuple[VLLMBackbone, TransformersBackbone]:
     return backbone.with_adapter(adapter), reference.with_adapter(adapter)
-
-
-def apart(one: Sequence[Answer], other: Sequence[Answer]) -> list[float]:
-    """How far the log-probabilities are from each other, one by one, in nats."""
-    pairs = zip(one, other, strict=True)
-    return [abs(x - y) for a, b in pairs for x, y in zip(a.logprobs, b.logprobs, strict=True)]
-
-
-def calls_of(name: str, requests: Sequence[Candidates]) -> list[Call]:
-    prompt = load_prompt(name)
-    if prompt.shows == "many":
-        return [prompt.ask(r.query, list(r.passages), passage_tokens=60) for r in requests]
-    return [prompt.ask(r.query, [p], passage_tokens=100) for r in requests for p in r.passages]
 
 
 # Agreement with the transformers backbone, on the same prompts and the same weights
@@ -372,94 +312,6 @@ def test_adapters_that_are_refused(backbone: VLLMBackbone, tmp_path: Path) -> No
         backbone.with_adapter(str(save_adapter(tmp_path / "dora", modules=["q_proj"], dora=True)))
     (answer,) = ask(backbone, LabelCall(dialogue(TEXTS[0]), ("Yes", "No")))  # the engine has taken no harm
     assert all(map(math.isfinite, answer.logprobs))
-
-
-def test_options_that_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="dtype 'int4'"):
-        VLLMBackbone.load(dtype="int4")
-    with pytest.raises(InputError, match="both given"):
-        VLLMBackbone.load(gpu_memory_utilization=0.5, kv_cache_gib=1)
-    with pytest.raises(InputError, match="takes no device"):
-        rerank.load("pointwise", backbone="vllm", device="cpu")
-    with pytest.raises(InputError, match=r"has no config\.json"):
-        VLLMBackbone.load(str(tmp_path))
-
-
-def test_what_vllm_cannot_start_is_said(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """In this process, where it checks options and models, and in its own, where it takes memory."""
-    with pytest.raises(BackboneError, match=r"vLLM cannot start .*divisible by tensor parallel size"):
-        VLLMBackbone.load(tensor_parallel_size=2)  # the model has nine heads
-    for file in resolve().iterdir():
-        if file.suffix != ".safetensors":
-            (tmp_path / file.name).write_bytes(file.read_bytes())
-    config = json.loads((tmp_path / "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps(config | {"architectures": ["NoSuchForCausalLM"]}))
-    with pytest.raises(BackboneError, match="NoSuchForCausalLM"):
-        VLLMBackbone.load(str(tmp_path))
-    with pytest.raises(BackboneError, match=r"(?i)vLLM cannot start .*kv cache"):
-        VLLMBackbone.load(gpu_memory_utilization=0.0001, enforce_eager=True)
-    assert capfd.readouterr() == ("", "")
-
-
-PROMPTS = ("pointwise-yes-no", "pointwise-query-likelihood", "pointwise-query-likelihood")  # the last from the cache
-SCRIPT = f"""
-PROMPTS = {PROMPTS}
-import json, os, sys
-import torch, transformers
-import rerank
-from rerank.backbones.vllm_ import VLLMBackbone
-from rerank.backbones.vllm_adapters import room
-from rerank.errors import AdapterError
-
-before, main = dict(os.environ), sys.modules["__main__"]
-backbone = VLLMBackbone.load(
-    dtype="float32", float32_logits=False, block_size=64, max_model_len=2048, enforce_eager=True
-)
-assert dict(os.environ) == before and sys.modules["__main__"] is main
-config = backbone.engine.llm.llm_engine.vllm_config
-assert config.cache_config.block_size == 64 and config.cache_config.kv_cache_memory_bytes == 2 * 2**30
-assert config.model_config.dtype == torch.float32 and not hasattr(config.model_config.hf_config, "head_dtype")
-try:
-    backbone.with_adapter(".")
-except AdapterError as error:
-    assert "without room for adapters" in str(error)
-for prompt in PROMPTS:
-    ranking = rerank.load("pointwise", prompt=prompt, backbone=backbone).rank("how long do fleas live", sys.argv[1:])
-    print(json.dumps({{hit.passage.doc_id: hit.score for hit in ranking}}))
-"""
-
-
-def test_a_script_without_a_main_guard(tmp_path: Path) -> None:
-    """It ends by itself, without a word, though it closes nothing; and in float32 what it says is exact."""
-    (tmp_path / "script.py").write_text(SCRIPT)
-    command = [sys.executable, str(tmp_path / "script.py"), *TEXTS]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert (done.returncode, done.stderr) == (0, "")
-    exact = TransformersBackbone.load(dtype="float32", device="cpu")
-    for prompt, line in zip(PROMPTS, done.stdout.splitlines(), strict=True):
-        ranking = rerank.load("pointwise", prompt=prompt, backbone=exact).rank("how long do fleas live", TEXTS)
-        assert json.loads(line) == pytest.approx({hit.passage.doc_id: hit.score for hit in ranking}, abs=1e-3)
-
-
-def test_a_killed_process_leaves_none_behind() -> None:
-    code = """if True:
-        import subprocess, sys
-        from rerank.backbones.vllm_engine import end_with_this
-        other = subprocess.Popen(["sleep", "600"])
-        end_with_this([other.pid])
-        print(other.pid, flush=True)
-        sys.stdin.read()
-    """
-    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as parent:
-        assert parent.stdout is not None
-        other = psutil.Process(int(parent.stdout.readline()))
-        assert other.is_running()
-        parent.kill()
-    other.wait(timeout=30)
-
-
-def test_room_for_adapters_is_what_vllm_offers() -> None:
-    assert [room(rank, None) for rank in (None, 1, 2, 16, 17, 300, 512)] == [None, 1, 8, 16, 32, 320, 512]
 
 
 def test_a_closed_engine(backbone: VLLMBackbone) -> None:
