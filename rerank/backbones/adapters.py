@@ -18,8 +18,8 @@ def attach(weights: Weights, adapter: str) -> None:
     """Loads the adapter beside those that are there. Raises AdapterError when it does not belong to the model."""
     if adapter in weights.adapters:
         return
-    folder = _folder(adapter)
-    _check_base(folder, weights)
+    folder = folder_of(adapter)
+    check_base(folder, weights.name)
     from peft import PeftConfig, PeftModel
 
     if weights.int8:
@@ -64,7 +64,8 @@ def merge(weights: Weights, adapter: str) -> None:
     weights.peft, weights.adapters, weights.packs = None, {}, None
 
 
-def _folder(adapter: str) -> Path:
+def folder_of(adapter: str) -> Path:
+    """Where its files are, fetched from the hub where it is no directory. Raises AdapterError where they are not."""
     path = Path(adapter).expanduser()
     if not path.is_dir():
         if adapter.startswith((".", "/", "~")):
@@ -82,14 +83,14 @@ def _folder(adapter: str) -> Path:
     return path
 
 
-def _check_base(folder: Path, weights: Weights) -> None:
+def check_base(folder: Path, model: str) -> None:
     """Same-shaped models differ silently, so the name that the adapter recorded is compared, unless it was a
     path: then only shapes can tell."""
     try:
         base = json.loads((folder / _FILES[0]).read_text(encoding="utf-8")).get("base_model_name_or_path")
     except (ValueError, AttributeError) as error:
         raise AdapterError(f"{folder / _FILES[0]} is not a JSON object") from error
-    if not isinstance(base, str) or base.startswith((".", "/", "~")) or Path(weights.name).is_dir():
+    if not isinstance(base, str) or base.startswith((".", "/", "~")) or Path(model).is_dir():
         return
-    if base.rpartition("/")[2].lower() != weights.name.rpartition("/")[2].lower():
-        raise AdapterError(f"adapter {str(folder)!r} was trained for {base!r}, not for {weights.name!r}")
+    if base.rpartition("/")[2].lower() != model.rpartition("/")[2].lower():
+        raise AdapterError(f"adapter {str(folder)!r} was trained for {base!r}, not for {model!r}")

@@ -91,6 +91,12 @@ def is_async(backbone: Backbone) -> TypeIs[AsyncBackbone]:
     return hasattr(backbone, "ask")
 
 
+def common_prefix(one: Sequence[int], other: Sequence[int]) -> int:
+    """How many tokens both begin with."""
+    differing = (i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b)
+    return next(differing, min(len(one), len(other)))
+
+
 def by_kind(
     items: Sequence[Prepared], batches: Callable[[Kind, Sequence[Prepared]], list[list[int]]]
 ) -> list[list[int]]:

@@ -10,8 +10,9 @@ import functools
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from rerank.calls import Dialogue
-from rerank.errors import ContextError, LabelError
+from rerank.backbones.base import Prepared
+from rerank.calls import Call, Dialogue, GenerateCall, LabelCall, LikelihoodCall
+from rerank.errors import CapabilityError, ContextError, LabelError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -65,6 +66,21 @@ class Encoder:
             texts = [self.cut(t, cap) if length > cap else t for t, length in zip(whole, lengths, strict=True)]
             text, ids = self._render(dialogue, texts)
         return tuple(ids), text[-_TAIL_CHARACTERS:], sum(a != b for a, b in zip(texts, whole, strict=True))
+
+    def prepare(self, call: Call) -> Prepared:
+        """A call about text, with the tokens that its answer takes left free. Raises CapabilityError for one that
+        wants a head that scores a pair."""
+        if isinstance(call, GenerateCall):
+            ids, _, cut = self.encode(call.dialogue, call.max_tokens)
+            return Prepared(call, ids, len(ids) + call.max_tokens, cut)
+        if isinstance(call, LikelihoodCall):
+            targets = self.continuation(call.continuation)
+            ids, _, cut = self.encode(call.dialogue, len(targets))
+            return Prepared(call, ids, len(ids) + len(targets), cut, targets)
+        if not isinstance(call, LabelCall):
+            raise CapabilityError(f"{self._model} has no head that scores a pair")
+        ids, tail, cut = self.encode(call.dialogue, 1)
+        return Prepared(call, ids, len(ids), cut, self.label_ids(tail, call.labels))
 
     def label_ids(self, tail: str, labels: tuple[str, ...]) -> tuple[int, ...]:
         """The token of each label as it stands after `tail`."""

@@ -13,7 +13,7 @@ from typing import Annotated, Generic, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from rerank.calls import Answer, Choice, GenerateCall, JsonSchema, Regex
+from rerank.calls import Answer, Choice, GenerateCall, JsonSchema, Regex, log_softmax
 from rerank.errors import BackboneError, InputError
 
 C = TypeVar("C", bound="CompletionChoice | ChatChoice")
@@ -133,10 +133,7 @@ def label_answer(labels: Sequence[str], top: Mapping[str, float], most: int, pro
 
 def normalised(logprobs: Iterable[float]) -> tuple[float, ...]:
     """Among themselves."""
-    values = [max(value, _FLOOR) for value in logprobs]
-    top = max(values)
-    total = top + math.log(sum(math.exp(value - top) for value in values))
-    return tuple(value - total for value in values)
+    return log_softmax(max(value, _FLOOR) for value in logprobs)
 
 
 def reported(choice: ChatChoice) -> dict[str, float]:

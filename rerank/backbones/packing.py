@@ -22,6 +22,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from rerank.backbones.base import common_prefix
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
@@ -56,11 +58,7 @@ class Block:
     keys: Tensor  # [B, k], the pack's rows of all their tokens
     first: Tensor  # [B], the position of each one's first own token
     chunks: tuple[Chunk, ...]
-
-    @property
-    def alone(self) -> bool:
-        """No sequence looks at another's rows."""
-        return self.rows.shape == self.keys.shape and not self.first.any()
+    alone: bool  # no sequence looks at another's rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,8 +91,7 @@ def shared(before: Ids, after: Ids) -> int:
     >>> shared((1, 2, 3), (1, 2, 4, 5)), shared((1, 2), tuple(range(1, 40)))
     (2, 0)
     """
-    pairs = enumerate(zip(before, after, strict=False))
-    common = next((i for i, (x, y) in pairs if x != y), min(len(before), len(after)))
+    common = common_prefix(before, after)
     return common if common * _WORTH >= len(after) else 0
 
 
@@ -183,7 +180,8 @@ def _block(
         mask = torch.zeros(hidden.shape, dtype=dtype).masked_fill_(hidden, -math.inf)[:, None]
         chunks.append(Chunk(start, end, low, reach, mask.to(device)))
         start = end
-    return Block(mine.to(device), keys.to(device), first.to(device), tuple(chunks))
+    alone = not first.any()  # known once, here: asked of a GPU in every layer it would wait for it
+    return Block(mine.to(device), keys.to(device), first.to(device), tuple(chunks), alone)
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]  # the pack shapes it anew every time

@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from rerank.backbones.base import Prepared, by_kind, by_length
-from rerank.calls import Answer, Call, Choice, Constraint, GenerateCall, JsonSchema, Kind, LabelCall, Regex, ScoreCall
+from rerank.calls import (
+    Answer,
+    Call,
+    Choice,
+    Constraint,
+    GenerateCall,
+    JsonSchema,
+    Kind,
+    LabelCall,
+    Regex,
+    ScoreCall,
+    log_softmax,
+)
 from rerank.types import Passage
 
 Script = Callable[[Call], "str | Sequence[float]"]
@@ -79,10 +90,10 @@ def oracle(relevance: Mapping[str, float] | Mapping[str, Mapping[str, float]]) -
         if not isinstance(call, LabelCall):
             return [-1 / (2 + values[0])]
         if len(values) == len(call.labels):
-            return _log_softmax(values)
+            return log_softmax(values)
         if len(call.labels) == 2:
-            return _log_softmax([values[0], 0.0])
-        return _log_softmax([-((values[0] - _grade(label)) ** 2) for label in call.labels])
+            return log_softmax([values[0], 0.0])
+        return log_softmax([-((values[0] - _grade(label)) ** 2) for label in call.labels])
 
     return script
 
@@ -94,10 +105,3 @@ def _number(table: Mapping[str, object], passage: Passage) -> float:
 
 def _grade(label: str) -> float:
     return float(label) if label.strip().isdigit() else 0.0
-
-
-def _log_softmax(values: Iterable[float]) -> list[float]:
-    values = list(values)
-    top = max(values)
-    total = top + math.log(sum(math.exp(v - top) for v in values))
-    return [v - total for v in values]

@@ -1,12 +1,11 @@
 """What a loaded model can be turned into for speed, by choice: int8 linear layers, compiled layers.
 
 Both change the last digits of a score and neither changes what is asked; the bounds that the tests hold them to, and
-what each gains, stand in docs/benchmarks/engines.md.
+what int8 gave, stand in tests/test_speedups.py and docs/log.md.
 """
 
 from __future__ import annotations
 
-import logging
 from typing import TYPE_CHECKING
 
 import torch
@@ -16,8 +15,6 @@ from rerank.errors import BackboneError, InputError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-_log = logging.getLogger(__name__)
 
 
 class Int8Linear(nn.Module):

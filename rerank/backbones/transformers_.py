@@ -13,8 +13,8 @@ from rerank.backbones.base import Prepared, by_kind, by_length, check_constraint
 from rerank.backbones.embedded import EMBEDDED, resolve
 from rerank.backbones.encoding import Encoder
 from rerank.backbones.hardware import choose_device, choose_dtype, default_batch_tokens, set_threads
-from rerank.calls import Answer, Call, Constraint, GenerateCall, Kind, LabelCall, LikelihoodCall
-from rerank.errors import BackboneError, CapabilityError, InputError, UnknownNameError
+from rerank.calls import Answer, Call, Constraint, GenerateCall, Kind
+from rerank.errors import BackboneError, InputError, UnknownNameError
 
 if TYPE_CHECKING:
     from rerank.backbones.weights import Weights
@@ -102,19 +102,9 @@ class TransformersBackbone:
         return self.weights.encoder.control_tokens
 
     def prepare(self, call: Call) -> Prepared:
-        encoder = self.weights.encoder
         if isinstance(call, GenerateCall):
             check_constraint(self, call)
-            ids, _, cut = encoder.encode(call.dialogue, call.max_tokens)
-            return Prepared(call, ids, len(ids) + call.max_tokens, cut)
-        if isinstance(call, LikelihoodCall):
-            targets = encoder.continuation(call.continuation)
-            ids, _, cut = encoder.encode(call.dialogue, len(targets))
-            return Prepared(call, ids, len(ids) + len(targets), cut, targets)
-        if not isinstance(call, LabelCall):
-            raise CapabilityError(f"{self.name} has no head that scores a pair")
-        ids, tail, cut = encoder.encode(call.dialogue, 1)
-        return Prepared(call, ids, len(ids), cut, encoder.label_ids(tail, call.labels))
+        return self.weights.encoder.prepare(call)
 
     def group(self, items: Sequence[Prepared]) -> list[list[int]]:
         from rerank.backbones.packing import by_prefix
@@ -210,7 +200,7 @@ def _load(name: str, path: str, device: object, dtype: object) -> Weights:
         own = model.generation_config  # some carry sampling and penalties, which a greedy answer must not have
         model.generation_config = GenerationConfig(eos_token_id=own.eos_token_id, pad_token_id=own.pad_token_id)
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
-        raise _unloadable(name, path, error) from error
+        raise unloadable(name, path, error) from error
     finally:
         if bars:
             hf_logging.enable_progress_bar()
@@ -220,7 +210,7 @@ def _load(name: str, path: str, device: object, dtype: object) -> Weights:
     return Weights(model, Encoder(tokenizer, context, name), name)
 
 
-def _unloadable(name: str, path: str, error: Exception) -> BackboneError | UnknownNameError:
+def unloadable(name: str, path: str, error: Exception) -> BackboneError | UnknownNameError:
     reason = " ".join(str(error).split())[:200]
     if Path(path).is_dir():
         return BackboneError(f"cannot load the model in {path!r}: {reason}")

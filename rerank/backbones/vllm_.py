@@ -16,7 +16,7 @@ from rerank.backbones import vllm_calls as ask
 from rerank.backbones.base import Prepared, by_kind, check_constraint
 from rerank.backbones.embedded import EMBEDDED, resolve
 from rerank.backbones.hardware import DTYPES
-from rerank.backbones.transformers_ import _unloadable
+from rerank.backbones.transformers_ import unloadable
 from rerank.backbones.vllm_adapters import Base, room
 from rerank.backbones.vllm_engine import VLLMEngine, start
 from rerank.calls import (
@@ -28,10 +28,9 @@ from rerank.calls import (
     JsonSchema,
     Kind,
     LabelCall,
-    LikelihoodCall,
     Regex,
 )
-from rerank.errors import CapabilityError, InputError, LabelError
+from rerank.errors import InputError, LabelError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -132,23 +131,13 @@ class VLLMBackbone:
         return self.engine.encoder.control_tokens
 
     def prepare(self, call: Call) -> Prepared:
-        encoder = self.engine.encoder
         if isinstance(call, GenerateCall):
             check_constraint(self, call)
             if call.constraint is not None:
                 ask.check_grammar(call.constraint)
-            ids, _, cut = encoder.encode(call.dialogue, call.max_tokens)
-            return Prepared(call, ids, len(ids) + call.max_tokens, cut)
-        if isinstance(call, LikelihoodCall):
-            targets = encoder.continuation(call.continuation)
-            ids, _, cut = encoder.encode(call.dialogue, len(targets))
-            return Prepared(call, ids, len(ids) + len(targets), cut, targets)
-        if not isinstance(call, LabelCall):
-            raise CapabilityError(f"{self.name} has no head that scores a pair")
-        if len(call.labels) > _MOST_LABELS:
+        if isinstance(call, LabelCall) and len(call.labels) > _MOST_LABELS:
             raise LabelError(f"{len(call.labels)} labels in one call; vLLM answers at most {_MOST_LABELS}")
-        ids, tail, cut = encoder.encode(call.dialogue, 1)
-        return Prepared(call, ids, len(ids), cut, encoder.label_ids(tail, call.labels))
+        return self.engine.encoder.prepare(call)
 
     def group(self, items: Sequence[Prepared]) -> list[list[int]]:
         """One batch of each kind: vLLM makes its own. Those that begin alike follow each other, so that what they
@@ -172,4 +161,4 @@ def _tokenizer(base: Base) -> PreTrainedTokenizerBase:
     try:
         return AutoTokenizer.from_pretrained(base.path)
     except (OSError, ValueError, KeyError, ImportError) as error:
-        raise _unloadable(base.name, base.path, error) from error
+        raise unloadable(base.name, base.path, error) from error

@@ -25,8 +25,8 @@ class Base:
     def folder_of(self, adapter: str, room: int) -> Path:
         """The adapter's folder. Raises AdapterError where it is missing, of another model, or of a rank above
         `room`."""
-        folder = adapters._folder(adapter)
-        adapters._check_base(folder, self)  # type: ignore[arg-type]  # it reads the name alone
+        folder = adapters.folder_of(adapter)
+        adapters.check_base(folder, self.name)
         if (rank := _rank(folder)) > room:
             raise AdapterError(
                 f"adapter {adapter!r} has rank {rank}, and the engine has room for {room}; load it with "
@@ -41,7 +41,7 @@ def room(rank: int | None, adapter: str | None) -> int | None:
     if rank is None:
         if adapter is None:
             return None
-        rank = max(_rank(adapters._folder(adapter)), _USUAL_RANK)
+        rank = max(_rank(adapters.folder_of(adapter)), _USUAL_RANK)
     if not 1 <= rank <= _RANKS[-1]:
         raise InputError(f"max_lora_rank is {rank}; vLLM takes adapters of rank 1 to {_RANKS[-1]}")
     return next(most for most in _RANKS if most >= rank)

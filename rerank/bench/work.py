@@ -12,7 +12,7 @@ from itertools import groupby, islice
 from types import MappingProxyType
 from typing import Literal
 
-from rerank.backbones.base import Prepared, by_length
+from rerank.backbones.base import Prepared, by_length, common_prefix
 from rerank.backbones.encoding import Encoder
 from rerank.calls import Answer, Call, Constraint, Kind, LabelCall
 from rerank.errors import BackboneError, CapabilityError, InputError
@@ -69,13 +69,7 @@ class Cost:
         """What prompts of the slice begin with in common is counted for one of them only."""
         ordered = sorted(prompt.ids for prompt in part.prompts)
         neighbours = zip([(), *ordered], ordered, strict=False)
-        return sum(self.flops(len(ids), _shared(before, ids)) for before, ids in neighbours)
-
-
-def _shared(one: Sequence[int], other: Sequence[int]) -> int:
-    """How many tokens both begin with."""
-    differing = (i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b)
-    return next(differing, min(len(one), len(other)))
+        return sum(self.flops(len(ids), common_prefix(before, ids)) for before, ids in neighbours)
 
 
 @dataclass(frozen=True, slots=True)
