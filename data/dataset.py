@@ -90,11 +90,13 @@ class Dataset:
         passages = []
         for doc_id, score in sorted(docs.items(), key=lambda pair: -pair[1])[:depth]:
             try:
-                passages.append(replace(known[doc_id], score=score))
+                found = known[doc_id]
             except KeyError as error:
                 raise InputError(
                     f"the run's document {doc_id!r} for query {query.query_id!r} is not in {self.name}"
                 ) from error
+            # as replace() does, in a third of its time: training reads millions
+            passages.append(Passage(found.text, found.doc_id, found.title, score, found.source))
         return tuple(passages)
 
 

@@ -44,8 +44,8 @@ def test_every_command_explains_itself(command: str, cli: Cli) -> None:
 @pytest.mark.parametrize(
     ("kind", "holds"),
     [
-        ("strategies", ["pointwise", "window=20, step=10", "listwise-permutation"]),
-        ("prompts", ["pointwise-yes-no@1", "labels", "Liang et al."]),
+        ("strategies", ["pointwise", "window=20, step=10", "listwise-permutation", "algorithm=heapsort, children=2"]),
+        ("prompts", ["pointwise-yes-no@1", "labels", "Liang et al.", "pairwise@1", "setwise@1", "full-ranking@1"]),
         ("models", ["HuggingFaceTB/SmolLM2-135M-Instruct (default)"]),
         ("backbones", ["transformers", "vllm", "openai", "cross-encoder", "pip install 'rerank-llm[llm]'"]),
         ("datasets", ["sample:scifact", "irds:ID", "{qid, query, docs: [{docid, text, label}]}"]),
@@ -102,6 +102,23 @@ def test_run_on_a_beir_folder(cli: Cli, model: list[str], beir: Path, tmp_path: 
     other = cli("run", beir, "-s", "pointwise", "-o", output, *model)
     assert other.status == 2
     assert "was not made with these settings (tag: 'mine' there, 'rerank-pointwise' now)" in other.err
+
+
+@pytest.mark.parametrize(
+    ("args", "calls"),
+    [
+        (["-s", "pairwise", "-O", "algorithm=allpair", "-O", "soft=true"], 2 * 2),
+        (["-s", "setwise", "-O", "children=9", "-O", "votes=3"], 2 * 3),
+        (["-s", "full-ranking", "-O", "top=1"], 2 * 1),
+    ],
+)
+def test_run_compares_and_ranks_in_one_go(
+    cli: Cli, model: list[str], beir: Path, tmp_path: Path, args: list[str], calls: int
+) -> None:
+    status, out, err = cli("run", beir, *args, *model)
+    assert status == 0
+    assert f"2 queries, {calls} calls," in err
+    assert {q: set(docs) for q, docs in run_of(out, tmp_path).items()} == {"q1": {"d1", "d2"}, "q2": {"d3", "d4"}}
 
 
 def test_run_takes_a_first_stage_a_depth_a_limit_and_options(

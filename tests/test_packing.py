@@ -44,12 +44,8 @@ def test_packed_logits_are_the_models_own(
     weights: Weights, sequences: list[tuple[int, ...]], chunk: int, products: bool
 ) -> None:
     with pytest.MonkeyPatch.context() as patch, torch.inference_mode():
-        patch.setattr(packing, "_CHUNK", chunk)
-        patch.setattr(
-            packing,
-            "_by_products" if not products else "_fused",
-            packing._fused if not products else packing._by_products,
-        )
+        patch.setattr(packing, "_CHUNK", {"cpu": chunk})
+        patch.setattr(packing, "_products_win", lambda *_: products)
         found = weights.logits(sequences, [min(2, len(s)) for s in sequences], None)
         for sequence, logits in zip(sequences, found, strict=True):
             own = weights.model(torch.tensor([sequence])).logits[0, -2:]

@@ -41,6 +41,9 @@ def test_what_calls_share_comes_first() -> None:
     for name in ("pointwise-yes-no", "pointwise-graded"):
         text = text_of(load_prompt(name).ask(Query("QUERY"), [Passage("PASSAGE", "a")]))
         assert text.index("QUERY") < text.index("PASSAGE")
+    for name in ("pairwise", "setwise", "full-ranking"):
+        text = text_of(load_prompt(name).ask(Query("QUERY"), [Passage("PASSAGE", "a"), Passage("OTHER", "b")]))
+        assert text.index("QUERY") < text.index("PASSAGE") < text.index("OTHER")
 
 
 def test_a_listwise_prompt_names_its_passages() -> None:
@@ -52,6 +55,31 @@ def test_a_listwise_prompt_names_its_passages() -> None:
     assert isinstance(call, LabelCall)
     assert call.labels == ("A", "B")
     assert call.dialogue.prefix == "["
+
+
+@pytest.mark.parametrize("name", ["pairwise", "setwise", "first-identifier"])
+def test_labels_are_in_the_order_of_the_passages(name: str) -> None:
+    """Training sets the relevance of passage i beside the logit of label i."""
+    passages = [Passage(f"text {i}", f"d{i}") for i in (5, 2, 9, 7)]
+    call = load_prompt(name).ask(Query("q"), passages, 30)
+    assert isinstance(call, LabelCall)
+    text = text_of(call)
+    assert [f"[{label}] {p.text}\n" in text for label, p in zip(call.labels, passages, strict=True)] == [True] * 4
+    assert call.dialogue.passages == tuple(passages)
+    assert call.dialogue.passage_tokens == 30
+    assert call.dialogue.prefix.endswith("[")
+
+
+def test_a_top_is_asked_only_of_a_prompt_that_says_it() -> None:
+    prompt = load_prompt("full-ranking")
+    assert prompt.asks_top
+    assert "best 2, each" in text_of(prompt.ask(Query("q"), PASSAGES))
+    call = prompt.ask(Query("say {top}"), PASSAGES, top=1)
+    assert "best 1, each" in text_of(call) and "say {top}" in text_of(call)
+    for name in ("listwise-permutation", "first-identifier"):
+        assert not load_prompt(name).asks_top
+        with pytest.raises(PromptError, match=r"for the top 1 it must say \{top\}"):
+            load_prompt(name).ask(Query("q"), PASSAGES, top=1)
 
 
 GOOD = """
@@ -88,6 +116,8 @@ def test_a_prompt_file_of_the_users(tmp_path: Path) -> None:
     [
         (GOOD.replace("{passage}", "{pasage}"), "unknown placeholders ['pasage']"),
         (GOOD.replace("{passage}", ""), "placeholders ['passage'] are missing"),
+        (GOOD.replace("{query}", "{query} {top}"), "unknown placeholders ['top']"),
+        (LIST.replace("permutation, tokens_per_item: 4", "identifier").replace("for", "{top}"), "placeholders ['top']"),
         (GOOD.replace("{query}", "{query.text}"), "not a plain name"),
         (GOOD.replace("{query}", "{query!r}"), "not a plain name"),
         (GOOD.replace("{query}", "{query"), "unexpected '{'"),
@@ -142,6 +172,22 @@ def test_unknown_prompts() -> None:
 )
 def test_reading_a_permutation(text: str, order: list[int], outcome: str) -> None:
     found, outcomes = read_permutation(text, 3)
+    assert (found, str(outcomes)) == (order, outcome)
+
+
+@pytest.mark.parametrize(
+    ("text", "top", "order", "outcome"),
+    [
+        ("[3] > [2]", 2, [2, 1, 0, 3], "1 clean"),
+        ("[3] > [2] > [4]", 2, [2, 1, 3, 0], "1 clean"),
+        ("[3]", 2, [2, 0, 1, 3], "1 repaired, 1 missing"),
+        ("[3] > [3] > [2]", 2, [2, 1, 0, 3], "1 repaired, 1 duplicate"),
+        ("[4] > [3] > [2]", 9, [3, 2, 1, 0], "1 repaired, 1 missing"),
+        ("none", 2, [0, 1, 2, 3], "1 failed"),
+    ],
+)
+def test_reading_only_the_top(text: str, top: int, order: list[int], outcome: str) -> None:
+    found, outcomes = read_permutation(text, 4, top)
     assert (found, str(outcomes)) == (order, outcome)
 
 

@@ -64,6 +64,14 @@ BACKBONES: Mapping[str, Engine] = MappingProxyType(
             "a model whose own head scores a pair, through sentence-transformers",
             prompt="pointwise-pair",
         ),
+        "bi-encoder": Engine(
+            "bi_encoder:BiEncoderBackbone",
+            frozenset({Kind.SCORE}),
+            ("torch", "transformers", "sentence_transformers"),
+            "cross-encoder",
+            "the cosine of query and passage, embedded apart, through sentence-transformers",
+            prompt="pointwise-pair",
+        ),
         "openai": Engine(
             "openai_:OpenAIBackbone",
             frozenset({Kind.LABELS, Kind.LIKELIHOOD, Kind.GENERATE}),

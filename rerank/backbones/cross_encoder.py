@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING
 from rerank.backbones.base import Prepared, by_length
 from rerank.backbones.encoding import Encoder
 from rerank.backbones.hardware import choose_device, choose_dtype, default_batch_tokens
-from rerank.calls import Answer, Call, Constraint, Kind, ScoreCall
+from rerank.calls import Answer, Call, Constraint, Dialogue, Kind, ScoreCall
 from rerank.errors import BackboneError, CapabilityError, ContextError, InputError
 
 if TYPE_CHECKING:
-    from sentence_transformers import CrossEncoder
+    from sentence_transformers import CrossEncoder, SentenceTransformer
 
 EXAMPLE = "cross-encoder/ms-marco-MiniLM-L6-v2"
 
@@ -63,7 +63,7 @@ class CrossEncoderBackbone:
         place = choose_device(device)
         scorer = _load(model, str(place), choose_dtype(dtype, place))
         _check(scorer, model)
-        most = _longest(scorer)
+        most = longest(scorer)
         if max_length is not None and not 1 <= max_length <= most:
             raise InputError(f"max_length is {max_length}; {model} takes from 1 to {most} tokens")
         scorer.max_seq_length = limit = max_length or most
@@ -78,16 +78,8 @@ class CrossEncoderBackbone:
 
     def prepare(self, call: Call) -> Prepared:
         """The call comes back with its passage as it is shown, so cut where the pair would be too long."""
-        if not isinstance(call, ScoreCall):
-            raise CapabilityError(f"{self.name} scores a query and a passage; it does not answer {call.kind!s} calls")
-        dialogue, limit = call.dialogue, self.encoder.context
+        dialogue, limit = pair_of(call, self.name), self.encoder.context
         query, passage = dialogue.query.text, dialogue.passages[0]
-        said = "".join(s.text for m in dialogue.messages for s in m.spans if not s.passage) + dialogue.prefix
-        if said.strip() != query.strip():  # it would be dropped without a word
-            raise CapabilityError(
-                f"{self.name} is shown the query and the passage as they are, so a prompt with other words has no "
-                "effect; use pointwise-pair, and the option instruction for what the model should be told"
-            )
         with self.lock:
             whole = passage.full_text
             if dialogue.passage_tokens is not None:
@@ -103,7 +95,7 @@ class CrossEncoderBackbone:
                     )
                 shown = self.encoder.cut(whole, room)
                 ids = self._ids(query, shown)
-        asked = replace(call, dialogue=replace(dialogue, passages=(replace(passage, text=shown, title=""),)))
+        asked = ScoreCall(replace(dialogue, passages=(replace(passage, text=shown, title=""),)))
         return Prepared(asked, ids, len(ids), int(shown != whole))
 
     def _ids(self, query: str, passage: str) -> tuple[int, ...]:
@@ -146,6 +138,21 @@ class CrossEncoderBackbone:
         return self.answer(batch[:half]) + self.answer(batch[half:])
 
 
+def pair_of(call: Call, name: str) -> Dialogue:
+    """The query and the one passage of a call for a score. Raises CapabilityError for a call or words in it that
+    a model which is shown a bare pair cannot heed."""
+    if not isinstance(call, ScoreCall):
+        raise CapabilityError(f"{name} scores a query and a passage; it does not answer {call.kind!s} calls")
+    dialogue = call.dialogue
+    said = "".join(s.text for m in dialogue.messages for s in m.spans if not s.passage) + dialogue.prefix
+    if said.strip() != dialogue.query.text.strip():  # it would be dropped without a word
+        raise CapabilityError(
+            f"{name} is shown the query and the passage as they are, so a prompt with other words has no "
+            "effect; use pointwise-pair, and the option instruction for what the model should be told"
+        )
+    return dialogue
+
+
 def _load(name: str, device: str, dtype: object) -> CrossEncoder:
     import torch
     from safetensors import SafetensorError
@@ -175,7 +182,7 @@ def _load(name: str, device: str, dtype: object) -> CrossEncoder:
             hf_logging.enable_progress_bar()
 
 
-def _longest(model: CrossEncoder) -> int:
+def longest(model: CrossEncoder | SentenceTransformer) -> int:
     """The most tokens that the model takes: its tokenizer's limit, and what its table of positions holds."""
     from torch.nn import Embedding
 

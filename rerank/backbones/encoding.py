@@ -82,6 +82,26 @@ class Encoder:
         ids, tail, cut = self.encode(call.dialogue, 1)
         return Prepared(call, ids, len(ids), cut, self.label_ids(tail, call.labels))
 
+    def written(self, tail: str, pieces: Sequence[tuple[str, int]]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """An answer that should follow `tail`, given in pieces, each with a mark: its tokens, and for each token the
+        mark of the first piece with a mark that it has a part of, or 0. Raises LabelError where the answer's
+        beginning melts into a token of the tail."""
+        before, text = self.continuation(tail), "".join(piece for piece, _ in pieces)
+        encoded = self.tokenizer(tail + text, add_special_tokens=False, return_offsets_mapping=True)
+        ids: list[int] = encoded["input_ids"]
+        if tuple(ids[: len(before)]) != before:
+            raise LabelError(f"{text[:16]!r} does not begin with a token of its own after {tail[-16:]!r}")
+        spans: list[tuple[int, int, int]] = []
+        position = len(tail)
+        for piece, mark in pieces:
+            spans.append((position, position + len(piece), mark))
+            position += len(piece)
+        marks = [
+            next((mark for first, last, mark in spans if mark and first < end and start < last), 0)
+            for start, end in encoded["offset_mapping"][len(before) :]
+        ]
+        return tuple(ids[len(before) :]), tuple(marks)
+
     def label_ids(self, tail: str, labels: tuple[str, ...]) -> tuple[int, ...]:
         """The token of each label as it stands after `tail`."""
         return self._label_ids(tail, labels)

@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 NAME = "rerank_packed"
-_CHUNK = 2**16  # queries x keys of one head computed together: a chunk's scores stay in a core's cache
+_CHUNK = {"cpu": 2**16}  # queries x keys of one head computed together: on a CPU they stay in a core's cache
+_LARGE = 2**23  # elsewhere: few kernels, each with enough to do
 _WASTE = 1.15  # how much larger than its content a block may be by padding
 _WORTH = 8  # a prefix is shared from an eighth of the sequence on: below, plain causal attention gains more
 _LONG = 1024  # keys from which torch's kernel beats matrix products on a CPU in bfloat16
@@ -52,23 +53,29 @@ class Chunk:
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """Sequences whose attention is computed at once. Padding points at row T, which does not exist."""
+    """Sequences whose attention is computed at once: `size` = (B, q, k). What is short is padded with any row."""
 
-    rows: Tensor  # [B, q], the pack's rows of their own tokens
-    keys: Tensor  # [B, k], the pack's rows of all their tokens
+    size: tuple[int, int, int]
     first: Tensor  # [B], the position of each one's first own token
-    chunks: tuple[Chunk, ...]
+    chunks: tuple[Chunk, ...]  # for matrix products; none where torch's kernel is faster
     alone: bool  # no sequence looks at another's rows
 
 
 @dataclass(frozen=True, slots=True)
 class Pack:
-    """`ids` and `positions` are `[1, T]`; `rows` has, for each sequence in the given order, its tokens' rows."""
+    """`ids` and `positions` are `[1, T]`; `rows` has, for each sequence in the given order, its tokens' rows.
+
+    The blocks' query rows stand in a row in `queries` `[sum of B * q]`, their key rows in `keys` `[sum of B * k]`;
+    `back` `[T]` says where among the queries each row of the pack is.
+    """
 
     ids: Tensor
     positions: Tensor
     rows: tuple[Tensor, ...]
     blocks: tuple[Block, ...]
+    queries: Tensor
+    keys: Tensor
+    back: Tensor
 
 
 def offer(model: PreTrainedModel) -> None:
@@ -128,15 +135,30 @@ def pack(sequences: Sequence[Ids], *, device: torch.device, dtype: torch.dtype, 
         if len(sequence) > common:
             own.append((len(sequence) - common, len(sequence), i))
         before = i
+    groups = _groups(sorted(own), _CHUNK.get(device.type, _LARGE))
+    queries: list[int] = []
+    keys: list[int] = []
+    back = [0] * len(ids)
+    for group in groups:
+        longest, reach = max(item[0] for item in group), max(item[1] for item in group)
+        for count, length, i in group:
+            mine = rows[i][length - count :]
+            for offset, row in enumerate(mine, start=len(queries)):
+                back[row] = offset
+            queries += mine + [mine[-1]] * (longest - count)
+            keys += rows[i] + [mine[-1]] * (reach - length)
     return Pack(
         torch.tensor([ids], device=device),
         torch.tensor([positions], device=device),
         tuple(torch.tensor(r, device=device) for r in rows),
-        tuple(_block(group, rows, len(ids), device, dtype) for group in _groups(sorted(own))),
+        tuple(_block(group, device, dtype) for group in groups),
+        torch.tensor(queries, device=device),
+        torch.tensor(keys, device=device),
+        torch.tensor(back, device=device),
     )
 
 
-def _groups(own: Sequence[tuple[int, int, int]]) -> list[list[tuple[int, int, int]]]:
+def _groups(own: Sequence[tuple[int, int, int]], chunk: int) -> list[list[tuple[int, int, int]]]:
     """Sequences of about the same size together, as many as a chunk holds."""
     groups: list[list[tuple[int, int, int]]] = []
     real = 0
@@ -145,7 +167,7 @@ def _groups(own: Sequence[tuple[int, int, int]]) -> list[list[tuple[int, int, in
         q, k, _ = item
         area, top = q * k, max(longest, k)
         padded = q * top * (len(groups[-1]) + 1) if groups else 0
-        if groups and padded <= min(_WASTE * (real + area), max(_CHUNK, q * top)):
+        if groups and padded <= min(_WASTE * (real + area), max(chunk, q * top)):
             groups[-1].append(item)
             real, longest = real + area, top
         else:
@@ -154,34 +176,33 @@ def _groups(own: Sequence[tuple[int, int, int]]) -> list[list[tuple[int, int, in
     return groups
 
 
-def _block(
-    group: Sequence[tuple[int, int, int]],
-    rows: Sequence[Sequence[int]],
-    total: int,
-    device: torch.device,
-    dtype: torch.dtype,
-) -> Block:
+def _block(group: Sequence[tuple[int, int, int]], device: torch.device, dtype: torch.dtype) -> Block:
     q, k = max(item[0] for item in group), max(item[1] for item in group)
-    mine = torch.full((len(group), q), total)
-    keys = torch.full((len(group), k), total)
     first = torch.tensor([length - own for own, length, _ in group])
-    for line, (own, length, i) in enumerate(group):
-        mine[line, :own] = torch.tensor(rows[i][length - own :])
-        keys[line, :length] = torch.tensor(rows[i])
+    alone = not first.any()  # known once, here: asked of a GPU in every layer it would wait for it
+    chunks = _chunks(first, q, k, dtype) if _products_win(device, dtype, k, alone) else ()
+    return Block((len(group), q, k), first.to(device), chunks, alone)
+
+
+def _products_win(device: torch.device, dtype: torch.dtype, keys: int, alone: bool) -> bool:
+    """Whether matrix products beat torch's own kernel."""
+    return device.type == "cpu" and dtype == torch.bfloat16 and (keys < _LONG or not alone)
+
+
+def _chunks(first: Tensor, q: int, k: int, dtype: torch.dtype) -> tuple[Chunk, ...]:
     chunks = []
     start = 0
     while start < q:
         seen = int(first.max()) + start
-        step = (math.isqrt(seen * seen + 4 * _CHUNK // len(group)) - seen) // 2  # step * (seen + step) = _CHUNK
+        step = (math.isqrt(seen * seen + 4 * _CHUNK["cpu"] // len(first)) - seen) // 2  # step * (seen + step) = chunk
         end = min(q, start + max(32, step))
         low, reach = int(first.min()) + start, min(k, int(first.max()) + end)
         position = first[:, None, None] + torch.arange(start, end)[:, None]  # [B, end - start, 1]
         hidden = torch.arange(low, reach) > position
         mask = torch.zeros(hidden.shape, dtype=dtype).masked_fill_(hidden, -math.inf)[:, None]
-        chunks.append(Chunk(start, end, low, reach, mask.to(device)))
+        chunks.append(Chunk(start, end, low, reach, mask))
         start = end
-    alone = not first.any()  # known once, here: asked of a GPU in every layer it would wait for it
-    return Block(mine.to(device), keys.to(device), first.to(device), tuple(chunks), alone)
+    return tuple(chunks)
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]  # the pack shapes it anew every time
@@ -210,18 +231,22 @@ def attention(
     scaling = options.get("scaling")
     scale = scaling if isinstance(scaling, float) else query.shape[-1] ** -0.5
     q, k, v = query[0].transpose(0, 1), key[0].transpose(0, 1), value[0].transpose(0, 1)  # [T, heads, d]
-    total = len(q)
-    out = q.new_empty(total + 1, *q.shape[1:])  # its last row takes the padding
+    sizes = [block.size for block in pack.blocks]
     window = options.get("sliding_window")
-    for block in pack.blocks:
-        if isinstance(window, int) and window < block.keys.shape[1]:
-            raise NotImplementedError("packed attention has no sliding window")
-        rows, keys = block.rows.clamp(max=total - 1), block.keys.clamp(max=total - 1)
-        narrow = query.device.type == "cpu" and query.dtype == torch.bfloat16
-        compute = _by_products if narrow and (keys.shape[1] < _LONG or not block.alone) else _fused
-        found = compute(q[rows].transpose(1, 2), k[keys].transpose(1, 2), v[keys].transpose(1, 2), block, scale)
-        out[block.rows] = found.transpose(1, 2)
-    return out[None, :total], None
+    if isinstance(window, int) and any(window < reach for _, _, reach in sizes):
+        raise NotImplementedError("packed attention has no sliding window")
+    # one gather for all blocks and one back: a gather's gradient is as large as what it gathers from
+    asked, shown = ([b * n for b, n, _ in sizes], [b * n for b, _, n in sizes])
+    asks = torch.split(q.index_select(0, pack.queries), asked)
+    offers, gives = (torch.split(part.index_select(0, pack.keys), shown) for part in (k, v))
+    found = []
+    for block, ask, offer, give in zip(pack.blocks, asks, offers, gives, strict=True):
+        compute = _by_products if block.chunks else _fused
+        mine, theirs, values = (
+            part.reshape(block.size[0], -1, *part.shape[1:]).transpose(1, 2) for part in (ask, offer, give)
+        )
+        found.append(compute(mine, theirs, values, block, scale).transpose(1, 2).flatten(0, 1))
+    return torch.cat(found).index_select(0, pack.back)[None], None
 
 
 def _fused(q: Tensor, k: Tensor, v: Tensor, block: Block, scale: float) -> Tensor:
@@ -230,7 +255,9 @@ def _fused(q: Tensor, k: Tensor, v: Tensor, block: Block, scale: float) -> Tenso
         return scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=True)
     position = block.first[:, None] + torch.arange(q.shape[2], device=q.device)
     visible = torch.arange(k.shape[2], device=q.device) <= position[:, None, :, None]
-    return scaled_dot_product_attention(q, k, v, attn_mask=visible, scale=scale, enable_gqa=True)
+    if q.device.type != "cpu":  # no kernel there takes a mask and shared key heads
+        k, v = (part.repeat_interleave(q.shape[1] // part.shape[1], 1) for part in (k, v))
+    return scaled_dot_product_attention(q, k, v, attn_mask=visible, scale=scale, enable_gqa=q.device.type == "cpu")
 
 
 def _by_products(q: Tensor, k: Tensor, v: Tensor, block: Block, scale: float) -> Tensor:

@@ -63,7 +63,7 @@ class TransformersBackbone:
         numbers = choose_dtype(dtype, place, int8=True)
         name = EMBEDDED if model is None else model
         path = str(resolve(progress=_log.warning)) if model is None else model
-        weights = _load(name, path, place, numbers)
+        weights = load_weights(name, path, place, numbers)
         if adapter is not None:
             adapters.attach(weights, adapter)
         backbone = cls(weights, adapter, batch_tokens or default_batch_tokens(place), prefix_reuse)
@@ -181,9 +181,10 @@ def _fed(item: Prepared) -> tuple[int, ...]:
     return (*item.token_ids, *item.targets[:-1]) if item.call.kind == Kind.LIKELIHOOD else item.token_ids
 
 
-def _load(name: str, path: str, device: object, dtype: object) -> Weights:
+def load_weights(name: str, path: str, device: object, dtype: object, *, head: bool = False) -> Weights:
+    """The model in `path`, known as `name`; with `head` as a classifier that gives one score, its head made anew."""
     from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, GenerationConfig
     from transformers.utils import logging as hf_logging
 
     from rerank.backbones import packing
@@ -195,10 +196,18 @@ def _load(name: str, path: str, device: object, dtype: object) -> Weights:
     hf_logging.disable_progress_bar()
     try:
         tokenizer = AutoTokenizer.from_pretrained(path)
-        model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, use_safetensors=True).to(device).eval()
-        packing.offer(model)
-        own = model.generation_config  # some carry sampling and penalties, which a greedy answer must not have
-        model.generation_config = GenerationConfig(eos_token_id=own.eos_token_id, pad_token_id=own.pad_token_id)
+        if head:
+            kind, options = AutoModelForSequenceClassification, {"num_labels": 1}
+            tokenizer.chat_template = None  # a pair is read as a tokenizer joins it
+        else:
+            kind, options = AutoModelForCausalLM, {}
+        model = kind.from_pretrained(path, dtype=dtype, use_safetensors=True, **options).to(device).eval()
+        if head:
+            model.config.pad_token_id = tokenizer.pad_token_id or tokenizer.eos_token_id
+        else:
+            packing.offer(model)
+            own = model.generation_config  # some carry sampling and penalties, which a greedy answer must not have
+            model.generation_config = GenerationConfig(eos_token_id=own.eos_token_id, pad_token_id=own.pad_token_id)
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         raise unloadable(name, path, error) from error
     finally:

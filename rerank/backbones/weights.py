@@ -84,7 +84,7 @@ class Weights:
         With `rows` only these rows of the vocabulary, one list a sequence: `[count, len(rows)]`; else `[count, V]`.
         """
         if self.packs is None:
-            self.packs = self._probe(sequences[0])
+            self.packs = self.probe(sequences[0])
         if self.packs:
             try:
                 return self._logits_packed(sequences, counts, rows, share)
@@ -122,7 +122,7 @@ class Weights:
                 found.append(linear(states.float(), head.weight[row].float(), bias))
         return found
 
-    def _probe(self, sequence: Ids) -> bool:
+    def probe(self, sequence: Ids) -> bool:
         """Whether packing two sequences that share a beginning gives the model's own logits."""
         head = self.model.get_output_embeddings()
         if head is None or type(head).__name__ != "Linear":  # an adapter of the head itself, say

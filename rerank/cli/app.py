@@ -7,12 +7,13 @@ from typing import Annotated
 import typer
 
 import rerank
-from rerank.cli import bench
+from rerank.cli import bench, data
 from rerank.cli.demo import demo
 from rerank.cli.evaluate import evaluate_runs
 from rerank.cli.ls import ls
 from rerank.cli.one import rank
 from rerank.cli.run import run
+from rerank.cli.train import train
 
 app = typer.Typer(
     add_completion=False,
@@ -36,6 +37,8 @@ def _root(
 app.command()(demo)
 app.command()(rank)
 app.command()(run)
+app.command()(train)
 app.command("eval")(evaluate_runs)
 app.command()(ls)
 app.add_typer(bench.app, name="bench")
+app.add_typer(data.app, name="data")

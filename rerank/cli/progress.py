@@ -78,7 +78,7 @@ class Bar:
         parts += [f"{self._tokens / max(1e-9, seconds):,.0f} tokens/s"]
         total = self._total()
         if total is not None and self._calls:
-            parts.append(f"{_clock(seconds * max(0.0, total / self._calls - 1))} left")
+            parts.append(f"{clock(seconds * max(0.0, total / self._calls - 1))} left")
         return ", ".join(parts)
 
     def __enter__(self) -> Bar:
@@ -95,5 +95,5 @@ def _tokens(done: Done) -> int:
     return done.usage.prompt_tokens + done.usage.generated_tokens
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
     return str(timedelta(seconds=round(seconds)))

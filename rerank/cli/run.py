@@ -103,12 +103,12 @@ def run(
         strict=strict,
     )
     if output == "-":
-        known, requests = _requests(dataset, first_stage, queries, depth, limit)
+        known, requests = requests_of(dataset, first_stage, queries, depth, limit)
         bar = Bar(strategy, known, made.calls, hidden=sys.stdout.isatty())  # the lines themselves show how far it is
         ranker = load(on_progress=bar.show)
         with bar:
             totals = _to_stdout(ranker, bar.watch(requests), tag, on_error)
-        _report(totals)
+        report(totals)
         return
     target = Path(output)
     with only_process(target):
@@ -121,7 +121,7 @@ def run(
             opt.notes.print(f"{output} is already there, made with these settings")
             return
         journal = Journal(journal_path(target), settings)
-        known, requests = _requests(dataset, first_stage, queries, depth, limit)
+        known, requests = requests_of(dataset, first_stage, queries, depth, limit)
         bar = Bar(strategy, known, made.calls, done=journal.totals.queries)
         ranker = load(on_progress=bar.show)
         try:
@@ -132,10 +132,10 @@ def run(
         except KeyboardInterrupt:
             opt.notes.print(f"{output}: queries done: {journal.totals.queries}; the same command goes on from there")
             raise
-    _report(totals)
+    report(totals)
 
 
-def _requests(
+def requests_of(
     dataset: str | None, first_stage: str | None, queries: str | None, depth: int, limit: int | None
 ) -> tuple[int | None, Iterator[Candidates]]:
     """How many queries there are, where that is known, and the stream of them."""
@@ -219,7 +219,7 @@ def _to_stdout(ranker: Ranker, requests: Iterable[Candidates], tag: str, on_erro
     return totals
 
 
-def _report(totals: Totals) -> None:
+def report(totals: Totals) -> None:
     opt.notes.print(f"{counted(totals.queries, 'query', 'queries')}, {summary(totals.usage, totals.outcomes)}")
     if totals.errors:
         for error in totals.errors[:10]:

@@ -82,7 +82,7 @@ class Identifier(_Spec):
 class Permutation(_Spec):
     """RankGPT: `[2] > [1] > …`, identifiers from 1 (Sun et al., EMNLP 2023, section 4).
 
-    `tokens_per_item` bounds the answer: that many tokens for each passage shown. Generation ends at
+    `tokens_per_item` bounds the answer: that many tokens for each passage asked for. Generation ends at
     any of `stop`. `constrained` has the engine write nothing but identifiers and `>`, as many as passages.
     """
 
@@ -92,25 +92,36 @@ class Permutation(_Spec):
     stop: tuple[str, ...] = ()
     constrained: bool = False
 
-    def constraint(self, n: int) -> Regex | None:
-        """n identifiers in a row; that none comes twice is not asked, and seen when the answer is read."""
+    def constraint(self, n: int, wanted: int) -> Regex | None:
+        """`wanted` of n identifiers in a row; that none comes twice is not asked, and seen when the answer is read."""
         one = rf"\[({'|'.join(str(i + 1) for i in range(n))})\]"
-        return Regex(rf"{one}( > {one}){{{n - 1}}}") if self.constrained else None
+        return Regex(rf"{one}( > {one}){{{wanted - 1}}}") if self.constrained else None
 
 
-AnswerSpec = Annotated[Binary | Graded | Likelihood | Score | Identifier | Permutation, Field(discriminator="kind")]
+class Text(_Spec):
+    """What the model writes, as it is, up to `max_tokens` or any of `stop`: a query, say. It orders nothing."""
+
+    kind: Literal["text"]
+    max_tokens: int = Field(gt=0)
+    stop: tuple[str, ...] = ()
+
+
+AnswerSpec = Annotated[
+    Binary | Graded | Likelihood | Score | Identifier | Permutation | Text, Field(discriminator="kind")
+]
 
 _IDENTIFIER = re.compile(r"\[\s*(\d{1,6})\s*\]")
 _SEPARATOR = re.compile(r"[\s>,;=.\-→]*")
 
 
-def read_permutation(text: str, n: int) -> tuple[list[int], Outcomes]:
+def read_permutation(text: str, n: int, top: int | None = None) -> tuple[list[int], Outcomes]:
     """The longest chain of bracketed identifiers `[i]`, 1 <= i <= n, as 0-based positions.
 
     A chain is an answer when it is written with `>`, or when nothing but identifiers is there; an error
     message or a sentence in which numbers happen to stand is not.
     clean: each of 1..n once. repaired: repeats and foreign numbers dropped, missing ones appended in the
-    given order, all counted. failed: no answer; the given order stands.
+    given order, all counted. failed: no answer; the given order stands. Where only the best `top` were asked
+    for, only what those lack is missing.
 
     >>> read_permutation("[2] > [1] > [2] > [9]", 3)[0]
     [1, 0, 2]
@@ -133,8 +144,9 @@ def read_permutation(text: str, n: int) -> tuple[list[int], Outcomes]:
         return list(range(n)), Outcomes.of(Outcome.FAILED)
     foreign = sum(not 0 <= i < n for i in chain)
     duplicate = len(chain) - foreign - len(order)
-    missing = [i for i in range(n) if i not in set(order)]
+    rest = [i for i in range(n) if i not in set(order)]
+    missing = max(0, (n if top is None else min(top, n)) - len(order))
     clean = not (foreign or duplicate or missing)
-    return order + missing, Outcomes.of(
-        Outcome.CLEAN if clean else Outcome.REPAIRED, duplicate=duplicate, foreign=foreign, missing=len(missing)
+    return order + rest, Outcomes.of(
+        Outcome.CLEAN if clean else Outcome.REPAIRED, duplicate=duplicate, foreign=foreign, missing=missing
     )

@@ -35,6 +35,7 @@ from rerank.prompts.answers import (
     Likelihood,
     Permutation,
     Score,
+    Text,
     read_permutation,
 )
 from rerank.types import Outcome, Outcomes, Passage, Query
@@ -92,13 +93,16 @@ class Prompt(BaseModel):
             raise ValueError("{passages} and 'each_passage' need one another")
         if self.shows == "one":
             allowed, needed = {"query", "passage"}, {"passage"}
-            needed |= set() if isinstance(self.answer, Likelihood) else {"query"}
+            needed |= set() if isinstance(self.answer, Likelihood | Text) else {"query"}
             if repeated:
                 raise ValueError(f"a {self.answer.kind} prompt shows one passage; it has no repeated block")
             if isinstance(self.answer, Likelihood) and "query" in outer:
                 raise ValueError("a likelihood prompt must not show the query: it is the continuation")
+            if isinstance(self.answer, Text) and "query" in outer:
+                raise ValueError("a text prompt must not show a query: it has one written")
         else:
             allowed, needed = {"query", "count", "passages"}, {"query"}
+            allowed |= {"top"} if isinstance(self.answer, Permutation) else set()
             if repeated != inner:
                 raise ValueError(
                     "a listwise prompt repeats {label} and {passage}, and only these, for every passage; "
@@ -128,12 +132,17 @@ class Prompt(BaseModel):
         match self.answer:
             case Likelihood():
                 return Kind.LIKELIHOOD
-            case Permutation():
+            case Permutation() | Text():
                 return Kind.GENERATE
             case Score():
                 return Kind.SCORE
             case _:
                 return Kind.LABELS
+
+    @property
+    def ranks(self) -> bool:
+        """Whether what it asks for scores or orders passages."""
+        return not isinstance(self.answer, Text)
 
     @property
     def identifiers(self) -> Literal["letters", "numbers"] | None:
@@ -145,12 +154,33 @@ class Prompt(BaseModel):
         """The most passages that one call can name."""
         return len(LETTERS) if self.identifiers == "letters" else None
 
-    def ask(self, query: Query, passages: Sequence[Passage], passage_tokens: int | None = None) -> Call:
-        """The call that shows these passages."""
+    @property
+    def asks_top(self) -> bool:
+        """Whether the prompt can ask for the best few of the passages only: it says `{top}`."""
+        turns = [turn for turn in self.messages if isinstance(turn, _Turn)]
+        return any("top" in _fields(text) for text in (self.prefix, *(turn.content for turn in turns)))
+
+    def ask(
+        self, query: Query, passages: Sequence[Passage], passage_tokens: int | None = None, top: int | None = None
+    ) -> Call:
+        """The call that shows these passages, in this order.
+
+        Where passages are named by letters it is a LabelCall whose labels are in the order of the passages: label
+        i names passage i, so that training may set a relevance beside each label's logit. `top` asks for the best
+        few only, of a prompt that `asks_top`; None for all.
+        """
         names = LETTERS if self.identifiers == "letters" else tuple(str(i + 1) for i in range(len(passages)))
         if self.max_passages is not None and len(passages) > self.max_passages:
             raise InputError(f"prompt {self.name!r} can name {self.max_passages} passages, not {len(passages)}")
-        common: dict[str, list[Span]] = {"query": [Span(query.text)], "count": [Span(str(len(passages)))]}
+        if top is not None and not self.asks_top:
+            raise PromptError(f"prompt {self.name!r} asks for all passages; for the top {top} it must say {{top}}")
+        n = len(passages)
+        wanted = n if top is None else min(top, n)
+        common: dict[str, list[Span]] = {
+            "query": [Span(query.text)],
+            "count": [Span(str(n))],
+            "top": [Span(str(wanted))],
+        }
         items = [
             {"label": [Span(name)], "passage": [Span(passage.full_text, passage=True)]}
             for name, passage in zip(names, passages, strict=False)
@@ -175,11 +205,12 @@ class Prompt(BaseModel):
             case Identifier():
                 return LabelCall(dialogue, LETTERS[: len(passages)])
             case Permutation():
-                n = len(passages)
-                constraint = self.answer.constraint(n)
-                return GenerateCall(dialogue, self.answer.tokens_per_item * n, self.answer.stop, constraint)
+                constraint = self.answer.constraint(n, wanted)
+                return GenerateCall(dialogue, self.answer.tokens_per_item * wanted, self.answer.stop, constraint)
             case Score():
                 return ScoreCall(dialogue)
+            case Text():
+                return GenerateCall(dialogue, self.answer.max_tokens, self.answer.stop)
 
     def score(self, answer: Answer) -> tuple[float, Outcomes]:
         """The relevance of the one passage shown; NaN, and failed, where the model gave no number."""
@@ -193,8 +224,11 @@ class Prompt(BaseModel):
                 return math.nan, Outcomes.of(Outcome.FAILED)
         raise PromptError(f"prompt {self.name!r} orders passages; it does not score one")
 
-    def order(self, answer: Answer, n: int) -> Order:
-        """The order of the n passages shown, as positions; the given order, and failed, where unreadable."""
+    def order(self, answer: Answer, n: int, top: int | None = None) -> Order:
+        """The order of the n passages shown, as positions; the given order, and failed, where unreadable.
+
+        `top` is what was asked for; the others follow in the given order.
+        """
         match self.answer:
             case Identifier() if len(answer.logprobs) == n and all(map(math.isfinite, answer.logprobs)):
                 positions = sorted(range(n), key=lambda i: -answer.logprobs[i])
@@ -203,7 +237,7 @@ class Prompt(BaseModel):
             case Identifier():
                 return Order(list(range(n)), None, Outcomes.of(Outcome.FAILED))
             case Permutation():
-                positions, outcomes = read_permutation(self.prefix + answer.text, n)
+                positions, outcomes = read_permutation(self.prefix + answer.text, n, top)
                 return Order(positions, None, outcomes)
         raise PromptError(f"prompt {self.name!r} scores one passage; it does not order several")
 

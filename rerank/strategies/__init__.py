@@ -9,11 +9,21 @@ from rerank.errors import UnknownNameError
 from rerank.options import checked, names
 from rerank.prompts import Prompt, load_prompt
 from rerank.strategies.base import Steps, Strategy, Verdict, by_score
+from rerank.strategies.full import FullRanking
 from rerank.strategies.listwise import First, Listwise
+from rerank.strategies.pairwise import Pairwise
 from rerank.strategies.pointwise import Pointwise
+from rerank.strategies.setwise import Setwise
 
 STRATEGIES: Mapping[str, type[Strategy]] = MappingProxyType(
-    {"pointwise": Pointwise, "listwise": Listwise, "first": First}
+    {
+        "pointwise": Pointwise,
+        "pairwise": Pairwise,
+        "setwise": Setwise,
+        "listwise": Listwise,
+        "first": First,
+        "full-ranking": FullRanking,
+    }
 )
 
 
@@ -36,8 +46,11 @@ def load_strategy(name: str, *, prompt: str | Prompt | None = None, **options: o
 __all__ = [
     "STRATEGIES",
     "First",
+    "FullRanking",
     "Listwise",
+    "Pairwise",
     "Pointwise",
+    "Setwise",
     "Steps",
     "Strategy",
     "Verdict",

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, TypeVar
 
 from rerank.calls import Answer, Call
 from rerank.errors import PromptError
@@ -34,7 +34,9 @@ class Verdict:
     reasoning: tuple[str, ...] = ()
 
 
-Steps = Generator[Sequence[Call], Sequence[Answer], Verdict]
+T = TypeVar("T")
+Asking = Generator[Sequence[Call], Sequence[Answer], T]  # a part of a strategy that asks, and returns a T
+Steps = Asking[Verdict]
 
 
 class Strategy(Protocol):
@@ -65,8 +67,13 @@ def by_score(read: Sequence[tuple[float, Outcomes]]) -> Verdict:
 
 def check_prompt(strategy: str, prompt: Prompt, shows: Literal["one", "many"]) -> None:
     """Refuse a prompt that this strategy cannot read, when they are put together."""
+    fitting = sorted({p.name for p in list_prompts() if p.shows == shows and p.ranks})
+    if not prompt.ranks:
+        raise PromptError(
+            f"prompt {prompt.name!r} has a text written and orders no passages; prompts that fit strategy "
+            f"{strategy!r}: {', '.join(fitting)}"
+        )
     if prompt.shows != shows:
-        fitting = sorted({p.name for p in list_prompts() if p.shows == shows})
         raise PromptError(
             f"prompt {prompt.name!r} shows {prompt.shows} passage{'s' * (prompt.shows == 'many')} in a call, and "
             f"strategy {strategy!r} needs {shows}; prompts that fit: {', '.join(fitting)}"

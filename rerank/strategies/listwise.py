@@ -8,12 +8,14 @@ al., EMNLP 2024).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from rerank.errors import InputError
 from rerank.prompts import Prompt, load_prompt
-from rerank.strategies.base import Steps, Verdict, check_passage_tokens, check_prompt
-from rerank.types import Candidates, Outcomes
+from rerank.prompts.prompt import Order
+from rerank.strategies.base import Asking, Steps, Verdict, check_passage_tokens, check_prompt
+from rerank.types import Candidates, Outcomes, Passage, Query
 
 
 def windows(n: int, size: int, step: int) -> list[tuple[int, int]]:
@@ -61,12 +63,16 @@ class Listwise:
         for start, end in windows(n, self.window, self.step) if n > 1 else ():
             shown = order[start:end]
             passages = [candidates.passages[i] for i in shown]
-            (answer,) = yield [self.prompt.ask(candidates.query, passages, self.passage_tokens)]
-            ranked = self.prompt.order(answer, len(shown))
+            ranked = yield from self._ordered(candidates.query, passages)
             order[start:end] = [shown[position] for position in ranked.positions]
             outcomes += ranked.outcomes
             scores = ranked.scores if len(shown) == n else None
         return Verdict(tuple(order), scores, outcomes)
+
+    def _ordered(self, query: Query, passages: Sequence[Passage]) -> Asking[Order]:
+        """One window's order, by one call."""
+        (answer,) = yield [self.prompt.ask(query, passages, self.passage_tokens)]
+        return self.prompt.order(answer, len(passages))
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,100 @@
+"""`rerank train`: a recipe in, an adapter out."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
+
+from rerank.cli.options import notes, say, screen, show_log
+from rerank.cli.progress import NOTE_S, clock
+from rerank.training.recipe import read_recipe
+
+if TYPE_CHECKING:
+    from rerank.training.trainer import Moment
+
+
+def train(
+    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe, a YAML file.", show_default=False)],
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", metavar="DIR", help="Where to; default: runs/ and the recipe's name.")
+    ] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Empty the folder first instead of going on.")] = False,
+    check: Annotated[bool, typer.Option("--check", help="Only check the recipe.")] = False,
+) -> None:
+    """Train a reranker as a recipe says, or go on with a training that was stopped.
+
+    For several processes: accelerate launch -m rerank train RECIPE
+    """
+    read = read_recipe(recipe)
+    if check:
+        screen.print(f"{recipe}: a sound recipe: {read.name}, {read.strategy}, {len(read.data)} sources")
+        return
+    show_log()
+    folder = out or Path("runs") / read.name
+    say(f"training {read.name} into {folder}")
+    from rerank.training.train import train as run
+
+    with Steps(read.name, read.evaluation.measure if read.evaluation is not None else "") as steps:
+        result = run(recipe, folder, fresh=fresh, watch=steps.show)
+    if steps.silent:  # another process tells
+        return
+    loss = f"loss {result.loss:.4f}" if result.loss is not None else "nothing left to do"
+    measured = f", {read.evaluation.measure} {result.measure:.4f}" if read.evaluation and result.measure else ""
+    screen.print(f"{result.steps} steps, {loss}{measured}, {result.tokens_per_s:,.0f} tokens/s")
+    if read.adapter.compress is not None:
+        screen.print(f"rank {read.adapter.compress} keeps {result.kept:.1%} of the adapter")
+    screen.print(f"{result.folder}\n{folder / 'curve.png'}")
+
+
+class Steps:
+    """Shows `Moment` values: a bar on a terminal, else a line now and then."""
+
+    def __init__(self, title: str, measure: str) -> None:
+        self._measure, self._first = measure, None
+        self._started = self._noted = time.monotonic()
+        self.silent = True
+        self._progress = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=20),
+            TextColumn("{task.fields[state]}"),
+            console=notes,
+            transient=True,
+            redirect_stdout=False,
+            disable=not notes.is_terminal,
+        )
+        self._task = self._progress.add_task(title, total=None, state="reading data and model")
+
+    def show(self, moment: Moment) -> None:
+        now = time.monotonic()
+        if self.silent:
+            self.silent, self._started = False, now
+        done = moment.step - moment.resumed
+        state = self._state(moment, (now - self._started) / done * (moment.steps - moment.step) if done > 0 else None)
+        self._progress.update(self._task, total=moment.steps, completed=moment.step, state=state)
+        if not notes.is_terminal and (now - self._noted >= NOTE_S or moment.step == moment.steps):
+            self._noted = now
+            notes.print(state)
+
+    def _state(self, moment: Moment, left: float | None) -> str:
+        parts = [f"{moment.step:,}/{moment.steps:,} steps"]
+        if moment.loss is not None:
+            parts.append(f"loss {moment.loss:.4f}")
+        if moment.measure is not None:
+            parts.append(f"{self._measure} {moment.measure:.4f} (best {moment.best:.4f})")
+        if moment.tokens_per_s:
+            parts.append(f"{moment.tokens_per_s:,.0f} tokens/s")
+        if left is not None:
+            parts.append(f"{clock(left)} left")
+        return ", ".join(parts)
+
+    def __enter__(self) -> Steps:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()

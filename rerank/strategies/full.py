@@ -1,0 +1,39 @@
+"""Full ranking: all passages in one prompt (Liu et al., "Sliding Windows Are Not the End", ACL 2025)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from rerank.errors import InputError, PromptError
+from rerank.prompts import Prompt, load_prompt
+from rerank.prompts.prompt import Order
+from rerank.strategies.base import Asking
+from rerank.strategies.listwise import Listwise
+from rerank.types import Passage, Query
+
+
+@dataclass(frozen=True, slots=True)
+class FullRanking(Listwise):
+    """`Listwise` with a window for 100 passages of 100 tokens each, as in the paper; more passages take more windows.
+
+    `top` has only the best few identifiers written, a fraction of the time; the others follow as the first stage
+    had them. The paper finds that a model must be trained for this: untrained, windows of 20 are better.
+    """
+
+    prompt: Prompt = field(default_factory=lambda: load_prompt("full-ranking"))
+    window: int = 100
+    step: int = 50
+    passage_tokens: int | None = 100
+    top: int | None = None
+
+    def __post_init__(self) -> None:
+        Listwise.__post_init__(self)  # a class with slots has no super() here
+        if self.top is not None and self.top < 1:
+            raise InputError(f"top is {self.top}; give at least 1, or None for all")
+        if self.top is not None and not self.prompt.asks_top:
+            raise PromptError(f"prompt {self.prompt.name!r} asks for all passages; for a top it must say {{top}}")
+
+    def _ordered(self, query: Query, passages: Sequence[Passage]) -> Asking[Order]:
+        (answer,) = yield [self.prompt.ask(query, passages, self.passage_tokens, self.top)]
+        return self.prompt.order(answer, len(passages), self.top)

@@ -1,0 +1,183 @@
+"""How a training list becomes what the model is asked, by strategy: the prompts that inference asks, token for token.
+
+A question is asked in one or several sequences, gives a score for each of `labels`, and may say what should be
+written as well:
+
+    pointwise     one question a list, a sequence for each passage
+    score-head    the same, read by a head of the model's own
+    pairwise      a question for each order of each drawn pair, one sequence, a score for A and for B
+    setwise       one question, one sequence, a score for each letter
+    first         the same, and the permutation that should be written (Reddy et al., EMNLP 2024, section 3.2)
+    full-ranking  the permutation alone
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from types import MappingProxyType
+
+from rerank.backbones.encoding import Encoder
+from rerank.calls import LabelCall, LikelihoodCall
+from rerank.errors import PromptError
+from rerank.prompts import Prompt
+from rerank.prompts.answers import LETTERS
+from rerank.training.mixture import TrainingList
+from rerank.types import Passage
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """Token ids of a prompt, which of the next token's logits are read as scores, and what should be written next.
+
+    `ranks` has for each target the rank of the passage whose identifier it is a part of, 0 for what stands between.
+    """
+
+    prompt: tuple[int, ...]
+    labels: tuple[int, ...] = ()
+    targets: tuple[int, ...] = ()
+    ranks: tuple[int, ...] = ()
+
+    @property
+    def fed(self) -> tuple[int, ...]:
+        """What the model reads: a last target is only predicted."""
+        return self.prompt + self.targets[:-1]
+
+    @property
+    def count(self) -> int:
+        """At how many positions, from the end of what is fed, something is predicted."""
+        return max(1, len(self.targets))
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """`labels` are the relevance of what is scored; `weight` multiplies its loss. The questions of a list have equal
+    parts of the list's loss."""
+
+    sequences: tuple[Asked, ...]
+    labels: tuple[float, ...]
+    weight: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Asker:
+    """What all strategies need to ask: `write` says that the answer's text is trained too, `pairs` how many pairs are
+    drawn from a list, `top` how many identifiers are written."""
+
+    prompt: Prompt
+    encoder: Encoder
+    passage_tokens: int | None
+    write: bool = False
+    pairs: int = 4
+    top: int | None = None
+    seed: int = 0
+
+    def label(self, item: TrainingList, passages: Sequence[Passage]) -> tuple[tuple[int, ...], str, tuple[int, ...]]:
+        """The prompt's tokens, the end of its text, and the tokens of its labels."""
+        call = self.prompt.ask(item.query, passages, self.passage_tokens)
+        ids, tail, _ = self.encoder.encode(call.dialogue, 1 + self.room(len(passages)))
+        return ids, tail, self.encoder.label_ids(tail, call.labels) if isinstance(call, LabelCall) else ()
+
+    def room(self, n: int) -> int:
+        return 8 * n if self.write else 0
+
+    def permutation(
+        self, tail: str, labels: Sequence[float], names: Sequence[str]
+    ) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Targets and their ranks: identifiers by descending label, ties as given, and the end of the turn."""
+        order = sorted(range(len(labels)), key=lambda i: -labels[i])[: self.top]
+        opened = tail.endswith("[")
+        pieces: list[tuple[str, int]] = []
+        for rank, i in enumerate(order, start=1):
+            between = "" if rank == 1 and opened else "[" if rank == 1 else " > ["
+            pieces += [(between, 0), (names[i], rank), ("]", 0)]
+        targets, ranks = self.encoder.written(tail, pieces)
+        end = self.encoder.tokenizer.eos_token_id
+        if end is not None:
+            targets, ranks = (*targets, end), (*ranks, 0)
+        return targets, ranks
+
+
+def _pointwise(item: TrainingList, asker: Asker, index: int) -> list[Question]:
+    sequences = []
+    for passage in item.passages:
+        call = asker.prompt.ask(item.query, [passage], asker.passage_tokens)
+        if isinstance(call, LikelihoodCall):
+            prepared = asker.encoder.prepare(call)
+            sequences.append(Asked(prepared.token_ids, (), prepared.targets))
+        else:
+            ids, _, labels = asker.label(item, [passage])
+            sequences.append(Asked(ids, labels))
+    return [Question(tuple(sequences), item.labels, item.weight)]
+
+
+def _score_head(item: TrainingList, asker: Asker, index: int) -> list[Question]:
+    """Query and passage as a tokenizer joins a pair: so a cross-encoder reads them."""
+    sequences = []
+    for passage in item.passages:
+        text = passage.full_text
+        if asker.passage_tokens is not None:
+            text = asker.encoder.cut(text, asker.passage_tokens)
+        pair = asker.encoder.tokenizer(
+            item.query.text, text, truncation="only_second", max_length=asker.encoder.context
+        )
+        sequences.append(Asked(tuple(pair["input_ids"])))
+    return [Question(tuple(sequences), item.labels, item.weight)]
+
+
+def _pairwise(item: TrainingList, asker: Asker, index: int) -> list[Question]:
+    """Pairs that the labels order, drawn anew for each list, each in both orders, as it is asked."""
+    ordered = [(i, j) for i, j in combinations(range(len(item.labels)), 2) if item.labels[i] != item.labels[j]]
+    drawn = random.Random(f"{asker.seed}/{index}").sample(ordered, min(asker.pairs, len(ordered)))
+    questions = []
+    for i, j in (both for pair in drawn for both in (pair, pair[::-1])):
+        ids, _, labels = asker.label(item, [item.passages[i], item.passages[j]])
+        questions.append(Question((Asked(ids, labels),), (item.labels[i], item.labels[j]), item.weight))
+    return questions
+
+
+def _listed(item: TrainingList, asker: Asker, index: int) -> list[Question]:
+    ids, tail, labels = asker.label(item, item.passages)
+    names = LETTERS[: len(item.passages)]
+    targets, ranks = asker.permutation(tail, item.labels, names) if asker.write else ((), ())
+    return [Question((Asked(ids, labels, targets, ranks),), item.labels, item.weight)]
+
+
+def _full(item: TrainingList, asker: Asker, index: int) -> list[Question]:
+    n = len(item.passages)
+    top = min(asker.top, n) if asker.top is not None and asker.prompt.asks_top else None
+    dialogue = asker.prompt.ask(item.query, item.passages, asker.passage_tokens, top).dialogue
+    ids, tail, _ = asker.encoder.encode(dialogue, 1 + asker.room(n))
+    targets, ranks = asker.permutation(tail, item.labels, [str(i + 1) for i in range(n)])
+    return [Question((Asked(ids, (), targets, ranks),), (), item.weight)]
+
+
+ASKS: Mapping[str, Callable[[TrainingList, Asker, int], list[Question]]] = MappingProxyType(
+    {
+        "pointwise": _pointwise,
+        "score-head": _score_head,
+        "pairwise": _pairwise,
+        "setwise": _listed,
+        "first": _listed,
+        "full-ranking": _full,
+    }
+)
+
+
+def check_prompt(strategy: str, prompt: Prompt) -> None:
+    """Whether the prompt is one that this strategy trains. Raises PromptError."""
+    fits = {
+        "pointwise": ("binary", "graded", "likelihood"),
+        "score-head": ("score",),
+        "pairwise": ("identifier",),
+        "setwise": ("identifier",),
+        "first": ("identifier",),
+        "full-ranking": ("permutation",),
+    }[strategy]
+    if prompt.answer.kind not in fits:
+        raise PromptError(
+            f"prompt {prompt.name!r} is answered by {prompt.answer.kind}; strategy {strategy!r} trains answers by "
+            f"{' or '.join(fits)}"
+        )

@@ -1,0 +1,29 @@
+"""The curves of a training run as a picture."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+
+def draw_curve(curve: Sequence[dict[str, float]], target: Path, measure: str) -> None:
+    """Loss and, where it was measured, the development set's measure, over steps."""
+    from matplotlib.figure import Figure
+
+    losses = [(line["step"], line["loss"]) for line in curve if "loss" in line]
+    values = [(line["step"], line["measure"]) for line in curve if "measure" in line]
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    axes = figure.subplots()
+    axes.set_xlabel("step")
+    axes.set_ylabel("loss")
+    axes.grid(alpha=0.3)
+    lines = []
+    if losses:
+        lines += axes.plot(*zip(*losses, strict=True), color="#4c72b0", label="loss (left)")
+    if values:
+        other = axes.twinx()
+        other.set_ylabel(f"{measure}, development set")
+        lines += other.plot(*zip(*values, strict=True), color="#c44e52", marker="o", ms=4, label=f"{measure} (right)")
+    if lines:
+        axes.legend(handles=lines, loc="best")
+    figure.savefig(target, dpi=120)
