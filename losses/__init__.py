@@ -19,3 +19,7 @@ def __getattr__(name: str) -> LossFunction:
     if name not in LOSSES:
         raise AttributeError(f"module 'rerank.losses' has no attribute {name!r}")
     return LOSSES[name].function
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *LOSSES})

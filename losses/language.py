@@ -26,5 +26,5 @@ def importance_lm(
     if not separator_weight >= 0:
         raise InputError(f"separator_weight={separator_weight}: give 0 or more")
     log_probs, ranks, mask = read(log_probs, ranks, mask, names=("log_probs", "ranks"))
-    weights = torch.where(ranks > 0, 1 + 1 / torch.log2(1 + ranks.clamp(min=1)), separator_weight)
+    weights = torch.where(ranks > 0, 1 + 1 / torch.log2(1 + ranks), separator_weight)
     return reduced(mean_where(-weights * log_probs, mask), reduction)

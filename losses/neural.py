@@ -99,4 +99,5 @@ def _log_matrix(scores: Tensor, mask: Tensor, temperature: float) -> tuple[Tenso
     inside = (rows < count) & mask[..., None, :]  # [..., n, n]
     spread = torch.where(both_real(mask), differences(scores).abs(), 0.0).sum(-1)
     logits = (count - 1 - 2 * rows).to(scores) * scores[..., None, :] - spread[..., None, :]
-    return torch.where(inside, logits / temperature, _NOTHING).log_softmax(-1), inside
+    logs = torch.where(inside, logits / temperature, _NOTHING).log_softmax(-1)
+    return torch.where(inside, logs, _NOTHING), inside  # a row of nothing became uniform

@@ -15,7 +15,17 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from rerank.errors import InputError
-from rerank.losses.base import Gain, Reduction, both_real, differences, ordered_pairs, positive, read, reduced
+from rerank.losses.base import (
+    Gain,
+    Reduction,
+    both_real,
+    differences,
+    label_ranks,
+    ordered_pairs,
+    positive,
+    read,
+    reduced,
+)
 from rerank.losses.weights import (
     lambda_rank_weights,
     log_utility_weights,
@@ -179,7 +189,8 @@ def lambda_loss(
     `ndcg_loss1`: G_i/D_i over all pairs i ≠ j; `ndcg_loss2`: |G_i − G_j|·δ_ij over the ordered pairs, with
     δ_ij = 1/D(|rank_i − rank_j|) − 1/D(|rank_i − rank_j| + 1); `ndcg_loss2++`: |G_i − G_j|·(|1/D_i − 1/D_j| + μ·δ_ij),
     with allRank's μ. D(r) = log2(1 + r), ranks are by the present scores.
-    Departures: loss1 skips lists that order nothing, and with a cutoff a pair counts if one of the two is in the top k.
+    Departures: loss1 skips lists that order nothing. With a cutoff 1/D is 0 beyond it, and δ is for pairs of which one
+    is in the top k.
     """
     positive(sigma=sigma, k=k)
     scores, labels, mask = read(scores, labels, mask)
@@ -206,14 +217,13 @@ def pa_bce(
 ) -> Tensor:
     """Profit-aware BCE: (1/m)·Σ log(1 + u_i − u_j)·log(1 + exp(s_j − s_i)) over the pairs with u_i > u_j.
 
-    The labels are utilities u, in any unit; m is the number of items, with `k` only the k of highest utility, as in the
-    authors' code for "Learn to Rank Risky Investors" (Li and Ma, TOIS 2025). It is a pairwise loss in spite of its
-    name. Their code takes log10 for networks and the natural logarithm, ours, for trees.
+    The labels are utilities u, in any unit; m is the number of items, with `k` only the k of highest utility (more
+    where the k-th is tied), as in the authors' code for "Learn to Rank Risky Investors" (Li and Ma, TOIS 2025). It is a
+    pairwise loss in spite of its name. Their code takes log10 for networks and the natural logarithm, ours, for trees.
     """
     positive(k=k)
     scores, labels, mask = read(scores, labels, mask)
     if k is not None:
-        top = torch.where(mask, labels, -torch.inf).argsort(dim=-1, descending=True, stable=True).argsort(dim=-1) < k
-        mask = mask & top
+        mask = mask & (label_ranks(labels, mask) <= k)
     weights = log_utility_weights(scores, labels, mask) / mask.sum(-1).clamp(min=1)[..., None, None]
     return over_pairs(scores, ordered_pairs(labels, mask), logistic, weights, average=False, reduction=reduction)

@@ -14,13 +14,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Literal, Self
 
-from rerank.backbones import load_backbone, own_prompt
+from rerank.backbones import load_backbone
 from rerank.backbones.base import Backbone
+from rerank.defaults import settle
 from rerank.errors import InputError
 from rerank.jobs import Progress
 from rerank.prompts import Prompt
 from rerank.scheduler import Scheduler
-from rerank.strategies import load_strategy
 from rerank.strategies.base import Strategy
 from rerank.types import Candidates, Query, Ranking, as_candidates
 
@@ -169,13 +169,14 @@ def load(
 ) -> Reranker:
     """A ranker by the name of its strategy.
 
-    `model` is a hub name or a directory; None is the embedded model. `adapter` is a LoRA adapter's directory
-    or hub name. `prompt` is a name, `name@version` or a YAML file; None is the strategy's own. `backbone` is
+    `model` is a hub name or a directory; None is the embedded model. `adapter` is a LoRA adapter: one that ships, a
+    directory or a hub name; None is the one that ships for the strategy on the embedded model, "none" is none. `prompt`
+    is a name, `name@version` or a YAML file; None is the adapter's, else the strategy's own. `backbone` is
     an engine's name (`rerank ls backbones`), or a backbone to share with other rankers; `backbone_options` are
     what that engine can be told beside these. `strict` refuses passages that would be cut
     or neutralised. Further options are the strategy's (`rerank ls strategies`).
     """
-    made = load_strategy(strategy, prompt=own_prompt(backbone) if prompt is None else prompt, **options)
+    made, adapter = settle(strategy, model=model, adapter=adapter, prompt=prompt, backbone=backbone, options=options)
     engine = load_backbone(
         backbone,
         needs=made.prompt.needs,

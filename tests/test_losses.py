@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import inspect
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,9 +16,27 @@ from rerank import losses
 from rerank.errors import InputError, UnknownNameError
 from rerank.losses import LOSSES, load_loss, options_of
 
+VARIANTS: dict[str, dict[str, object]] = {
+    "ranknet sum": {"average": False},
+    "pairwise hinge": {"pair": "hinge", "weight": "utility"},
+    "pairwise teacher_rank": {"weight": "teacher_rank"},
+    "pairwise log_utility": {"weight": "log_utility"},
+    "lambda_rank k": {"k": 2, "gain": "linear"},
+    "lambda_loss 1": {"weight": "ndcg_loss1"},
+    "lambda_loss 1 k": {"weight": "ndcg_loss1", "k": 2},
+    "lambda_loss 2": {"weight": "ndcg_loss2"},
+    "lambda_loss 2++ k": {"k": 2},
+    "pa_bce k": {"k": 3},
+    "listmle k": {"k": 2},
+    "approx_ndcg k": {"k": 2, "temperature": 0.5},
+    "approx_ap k": {"k": 3, "temperature": 0.5},
+    "neural_ndcg k": {"k": 2, "gain": "linear", "sinkhorn_steps": 3},
+    "bce threshold": {"threshold": 0.5, "positive_weight": 2.0},
+    "margin_mse first": {"pairs": "first"},
+}
 POINTWISE = {"bce", "mse", "ordinal"}
 TARGETS = POINTWISE | {"margin_mse", "kl"}  # labels are values to be met, not only an order
-STEADY = [name for name in LOSSES if not LOSSES[name].samples]
+CASES = [*LOSSES, *VARIANTS]  # a loss, or its name and what is special
 FILLERS = [0.0, 1e30, torch.inf, -torch.inf, torch.nan]
 
 SCORES = torch.tensor([[0.3, -1.2, 0.8, 1.9, -0.4], [2.0, 0.5, -0.7, 0.1, 1.1], [-0.2, 0.4, 0.0, -1.5, 0.9]]).double()
@@ -28,23 +48,28 @@ LABELS = {
     "utility": torch.tensor([[100, -20, 3, 0, 0.5], [1, 0, 0, 0, 0], [1e4, 1e3, 2, 1, 0]]),
 }
 every = pytest.mark.parametrize("name", LOSSES)
-steady = pytest.mark.parametrize("name", STEADY)
+cases = pytest.mark.parametrize("case", CASES)
 
 
-def call(name: str, scores: Tensor, labels: Tensor, mask: Tensor | None = None, **options: object) -> Tensor:
+def name_of(case: str) -> str:
+    return case.partition(" ")[0]
+
+
+def call(case: str, scores: Tensor, labels: Tensor, mask: Tensor | None = None, **options: object) -> Tensor:
     """A loss that samples draws the same numbers at each call."""
-    if LOSSES[name].samples:
+    loss = LOSSES[name_of(case)]
+    if loss.samples:
         options["generator"] = torch.Generator().manual_seed(0)
-    return LOSSES[name].function(scores, labels, mask, **options)
+    return loss.function(scores, labels, mask, **VARIANTS.get(case, {}), **options)
 
 
-def labels_of(name: str) -> Tensor:
-    return LABELS[LOSSES[name].labels].double()
+def labels_of(case: str) -> Tensor:
+    return LABELS[LOSSES[name_of(case)].labels].double()
 
 
-def with_gradient(name: str, scores: Tensor, labels: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def with_gradient(case: str, scores: Tensor, labels: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
     leaf = scores.clone().requires_grad_()
-    value = call(name, leaf, labels, mask)
+    value = call(case, leaf, labels, mask)
     value.backward()
     assert leaf.grad is not None
     return value.detach(), leaf.grad
@@ -66,74 +91,75 @@ def test_the_signature_is_the_common_one(name):
     assert getattr(losses, name) is LOSSES[name].function
 
 
-@steady
-def test_the_order_of_the_items_does_not_matter(name):
+# The noise of an item depends on its place; the first item is the positive one.
+@pytest.mark.parametrize("case", [c for c in CASES if not LOSSES[name_of(c)].samples and c != "margin_mse first"])
+def test_the_order_of_the_items_does_not_matter(case):
     order = torch.tensor([3, 0, 4, 2, 1])
-    value, gradient = with_gradient(name, SCORES, labels_of(name))
-    moved, moved_gradient = with_gradient(name, SCORES[:, order], labels_of(name)[:, order])
+    value, gradient = with_gradient(case, SCORES, labels_of(case))
+    moved, moved_gradient = with_gradient(case, SCORES[:, order], labels_of(case)[:, order])
     torch.testing.assert_close(moved, value)
     torch.testing.assert_close(moved_gradient, gradient[:, order])
 
 
-@every
+@cases
 @pytest.mark.parametrize("filler", FILLERS)
-def test_padding_is_never_seen(name, filler):
-    labels = labels_of(name)
+def test_padding_is_never_seen(case, filler):
+    labels = labels_of(case)
     mask = padded(torch.ones_like(SCORES), 0.0).bool()
-    expected, expected_gradient = with_gradient(name, padded(SCORES, 0.0), padded(labels, 0.0), mask)
-    if not LOSSES[name].samples:  # the noise of an item depends on its place
-        short, short_gradient = with_gradient(name, SCORES, labels)
+    expected, expected_gradient = with_gradient(case, padded(SCORES, 0.0), padded(labels, 0.0), mask)
+    if not LOSSES[name_of(case)].samples:  # the noise of an item depends on its place
+        short, short_gradient = with_gradient(case, SCORES, labels)
         torch.testing.assert_close(expected, short)
         torch.testing.assert_close(expected_gradient, padded(short_gradient, 0.0))
-    value, gradient = with_gradient(name, padded(SCORES, filler), padded(labels, filler), mask)
+    value, gradient = with_gradient(case, padded(SCORES, filler), padded(labels, filler), mask)
     assert value == expected and bool((gradient == expected_gradient).all())
     assert bool((gradient[~mask] == 0).all())
 
 
-@every
+@cases
 @pytest.mark.parametrize("filler", FILLERS)
-def test_a_list_without_items_adds_nothing(name, filler):
-    scores, labels = SCORES.clone(), labels_of(name).clone()
+def test_a_list_without_items_adds_nothing(case, filler):
+    scores, labels = SCORES.clone(), labels_of(case).clone()
     scores[1], labels[1] = filler, filler
     mask = torch.ones_like(SCORES, dtype=torch.bool)
     mask[1] = False
-    each = call(name, scores, labels, mask, reduction="none")
+    each = call(case, scores, labels, mask, reduction="none")
     assert each[1] == 0 and bool((each[[0, 2]] != 0).all())
-    value, gradient = with_gradient(name, scores, labels, mask)
+    value, gradient = with_gradient(case, scores, labels, mask)
     torch.testing.assert_close(value, each.sum() / 3)
     assert bool((gradient[1] == 0).all()) and bool(gradient.isfinite().all())
-    value, gradient = with_gradient(name, scores[1], labels[1], mask[1])
+    value, gradient = with_gradient(case, scores[1], labels[1], mask[1])
     assert value == 0 and bool((gradient == 0).all())
 
 
-@every
+@cases
 @pytest.mark.parametrize("label", [0.0, 1.0])
-def test_a_list_that_orders_nothing_adds_nothing(name, label):
-    value, gradient = with_gradient(name, SCORES[0], torch.full((5,), label).double())
+def test_a_list_that_orders_nothing_adds_nothing(case, label):
+    value, gradient = with_gradient(case, SCORES[0], torch.full((5,), label).double())
     assert bool(gradient.isfinite().all())
-    assert bool((gradient != 0).any()) == (name in TARGETS)
-    assert (value != 0) == (name in TARGETS)
+    assert bool((gradient != 0).any()) == (name_of(case) in TARGETS)
+    assert (value != 0) == (name_of(case) in TARGETS)
 
 
-@every
-def test_one_item_is_in_order(name):
-    value, gradient = with_gradient(name, SCORES[:, :1], torch.ones(3, 1))
-    assert (value != 0) == (name in POINTWISE)
-    assert bool((gradient != 0).any()) == (name in POINTWISE)
+@cases
+def test_one_item_is_in_order(case):
+    value, gradient = with_gradient(case, SCORES[:, :1], torch.ones(3, 1))
+    assert (value != 0) == (name_of(case) in POINTWISE)
+    assert bool((gradient != 0).any()) == (name_of(case) in POINTWISE)
 
 
-@every
-def test_only_differences_of_scores_count_except_pointwise(name):
-    value, shifted = (call(name, SCORES + shift, labels_of(name)) for shift in (0.0, 3.0))
-    assert torch.allclose(value, shifted, rtol=1e-9) == (name not in POINTWISE)
+@cases
+def test_only_differences_of_scores_count_except_pointwise(case):
+    value, shifted = (call(case, SCORES + shift, labels_of(case)) for shift in (0.0, 3.0))
+    assert torch.allclose(value, shifted, rtol=1e-9) == (name_of(case) not in POINTWISE)
 
 
-@every
-def test_the_gradient_is_the_derivative(name):
-    labels = labels_of(name)
+@cases
+def test_the_gradient_is_the_derivative(case):
+    labels = labels_of(case)
     mask = torch.tensor([[True] * 5, [True, True, False, True, True], [True] * 5])
     scores = SCORES.clone().requires_grad_()
-    assert torch.autograd.gradcheck(lambda s: call(name, s, labels, mask, reduction="none"), scores)
+    assert torch.autograd.gradcheck(lambda s: call(case, s, labels, mask, reduction="none"), scores)
 
 
 @every
@@ -155,19 +181,19 @@ def test_no_list_at_all_is_zero(name):
     assert value == 0 and gradient.shape == (0, 4)
 
 
-@every
+@cases
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_is_computed_in_single(name, dtype):
+def test_half_precision_is_computed_in_single(case, dtype):
     scores = SCORES.to(dtype)
-    value, gradient = with_gradient(name, scores, labels_of(name).float())
-    single, single_gradient = with_gradient(name, scores.float(), labels_of(name).float())
+    value, gradient = with_gradient(case, scores, labels_of(case).float())
+    single, single_gradient = with_gradient(case, scores.float(), labels_of(case).float())
     assert value.dtype == torch.float32 and value == single
     assert gradient.dtype == dtype and torch.equal(gradient, single_gradient.to(dtype))
 
 
-@every
-def test_large_scores_stay_finite(name):
-    value, gradient = with_gradient(name, (SCORES * 1e4).float(), labels_of(name).float())
+@cases
+def test_large_scores_stay_finite(case):
+    value, gradient = with_gradient(case, (SCORES * 1e4).float(), labels_of(case).float())
     assert bool(value.isfinite()) and bool(gradient.isfinite().all())
 
 
@@ -286,3 +312,24 @@ def test_the_names_are_there_without_torch():
         "from rerank.losses import ranknet; assert 'torch' in sys.modules and callable(ranknet)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@cases
+def test_everything_stays_on_the_device(case):
+    """What is made on the way is made where the scores are; the device "meta" refuses a mixture, as a GPU does."""
+    more = {"threshold": 0.5} if case == "bce" else {}  # a check of values needs values
+    tensors = [torch.ones(2, 4, device="meta", requires_grad=True), torch.ones(2, 4, device="meta")]
+    mask = torch.ones(2, 4, dtype=torch.bool, device="meta")
+    value = call(case, *tensors, mask, **more)
+    value.backward()
+    assert value.device.type == "meta" and tensors[0].grad.device.type == "meta"
+
+
+def test_the_page_lists_every_loss_and_its_code_runs():
+    page = (Path(__file__).parents[1] / "docs" / "losses.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (`\w+`(?:, `\w+`)*) \|", page, flags=re.MULTILINE)
+    assert sorted(re.findall(r"\w+", " ".join(rows))) == sorted(LOSSES)
+    blocks = re.findall(r"^```python\n(.*?)^```$", page, flags=re.MULTILINE | re.DOTALL)
+    assert blocks
+    for block in blocks:
+        exec(compile(block, "losses.md", "exec"), {})

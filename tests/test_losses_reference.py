@@ -88,7 +88,9 @@ def test_weighted_ranknet_is_firsts():
         ("utility", lambda i, j: Y[i] - Y[j]),
         ("log_utility", lambda i, j: log(1 + Y[i] - Y[j])),
         ("teacher_rank", lambda i, j: 1 / ([3, 1, 4, 4, 2][i] + [3, 1, 4, 4, 2][j])),
-        ("lambda_rank", lambda i, j: abs(GAIN[i] - GAIN[j]) * abs(DISCOUNT[i] - DISCOUNT[j])),
+        ("lambda_rank", lambda i, j: swap(i, j)),
+        ("ndcg_loss2", lambda i, j: step(i, j)),
+        ("ndcg_loss2++", lambda i, j: swap(i, j) + 10 * step(i, j)),
     ],
 )
 @pytest.mark.parametrize(("pair", "cost"), [("logistic", logistic), ("hinge", lambda m: max(0, 1 - m))])
@@ -264,6 +266,13 @@ def test_at_a_low_temperature_the_loss_is_one_minus_the_metric(name, k):
         assert loss == pytest.approx(1 - exact.item(), abs=1e-9)
 
 
+@pytest.mark.parametrize("name", ["approx_ndcg", "neural_ndcg", "softmax", "poly1"])
+def test_a_negative_label_gains_nothing(name):
+    assert Y[2] == Y[3] == 0
+    assert value(name, labels=[1.0, 3.0, -2.0, 0.0, 2.0]) == value(name)
+    assert value(name, labels=[1.0, 3.0, 0.0, -9.0, 2.0]) == value(name)
+
+
 def test_approx_ranks():
     ranks = approx_ranks(tensor(S), torch.tensor([True, True, True, True, False]), 0.5)
     for i in range(4):
@@ -350,12 +359,13 @@ def test_sinkhorns_steps_keep_a_gain_from_being_counted_twice():
     matrix = neural_sort_matrix(tensor(scores))
     plain = sum(matrix[i, 2] / log2(2 + i) for i in range(4))
     assert value("neural_ndcg", scores, labels, sinkhorn_steps=0) == close(1 - plain.item())
+    assert matrix.sum(0).max() > 1.07
     for _ in range(30):
         matrix = matrix / matrix.sum(0, keepdim=True)
         matrix = matrix / matrix.sum(1, keepdim=True)
     scaled = sum(matrix[i, 2] / log2(2 + i) for i in range(4))
     assert value("neural_ndcg", scores, labels) == close(1 - scaled.item())
-    assert matrix.sum(0)[2].item() == pytest.approx(1, abs=1e-3)
+    assert matrix.sum(0).max() < 1.002
 
 
 # points and teachers

@@ -14,11 +14,13 @@ from judged import best_first, shuffled, with_top
 
 import rerank
 from rerank.backbones import ScriptedBackbone, oracle
+from rerank.backbones.encoding import Encoder
 from rerank.calls import Call
 from rerank.errors import InputError, PromptError
 from rerank.prompts import load_prompt
+from rerank.prompts.answers import LETTERS
 from rerank.strategies import load_strategy
-from rerank.types import Ranking
+from rerank.types import Passage, Query, Ranking
 
 PROMPT = load_prompt("setwise")  # read once: the files take longer than the test
 ALGORITHMS = ["heapsort", "bubblesort"]
@@ -201,6 +203,26 @@ def test_the_queries_go_down_their_heaps_together() -> None:
     list(rerank.load("setwise", backbone=many, votes=2).rank_many([shuffled(15)[0]] * 6))
     assert one.batches[0] == 2 * 4  # the level above 8 leaves, two votes each
     assert many.batches == [6 * size for size in one.batches]
+
+
+@pytest.mark.parametrize(("name", "n"), [("pairwise", 2), ("setwise", 26)])
+def test_letters_are_tokens_where_a_bracket_and_a_letter_are_one(name: str, n: int) -> None:
+    """As for Qwen, Llama 3 and GPT-4: their patterns join a punctuation mark to the word after it."""
+    from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    joining = pre_tokenizers.Split(Regex(r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}|\s|[^\s\p{L}\p{N}]+"), "isolated")
+    plain = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([joining, plain])
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=400, initial_alphabet=alphabet, special_tokens=["<|im_end|>"])
+    tokenizer.train_from_iterator([" ".join(f"[{letter}]" for letter in LETTERS)] * 9, trainer)
+    assert tokenizer.encode("[A").tokens == ["[A"]
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|im_end|>")
+    fast.chat_template = "{% for m in messages %}{{ m['content'] }}<|im_end|>\n{% endfor %}assistant\n"
+    call = load_prompt(name).ask(Query("q"), [Passage(f"text {i}", f"d{i}") for i in range(n)])
+    assert [fast.decode(token) for token in Encoder(fast, 4096, "tiny").prepare(call).targets] == list(LETTERS[:n])
 
 
 def test_no_passage_can_forge_a_letter() -> None:

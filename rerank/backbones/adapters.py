@@ -1,4 +1,4 @@
-"""LoRA adapters from a directory or the hub: safetensors only, and only on the model they were trained for."""
+"""LoRA adapters, shipped, local or from the hub: safetensors only, and only on the model they were trained for."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rerank.adapters import NOTE, shipped
 from rerank.errors import AdapterError
 
 if TYPE_CHECKING:
@@ -66,14 +67,14 @@ def merge(weights: Weights, adapter: str) -> None:
 
 def folder_of(adapter: str) -> Path:
     """Where its files are, fetched from the hub where it is no directory. Raises AdapterError where they are not."""
-    path = Path(adapter).expanduser()
+    path = shipped().get(adapter) or Path(adapter).expanduser()
     if not path.is_dir():
         if adapter.startswith((".", "/", "~")):
             raise AdapterError(f"no adapter directory {adapter!r}")
         from huggingface_hub import snapshot_download
 
         try:
-            path = Path(snapshot_download(adapter, allow_patterns=list(_FILES)))
+            path = Path(snapshot_download(adapter, allow_patterns=[*_FILES, NOTE]))
         except Exception as error:  # the hub's client has many
             raise AdapterError(
                 f"no adapter {adapter!r}: not a directory here, and the hub says: {str(error).splitlines()[0]}"

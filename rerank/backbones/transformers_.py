@@ -203,7 +203,9 @@ def load_weights(name: str, path: str, device: object, dtype: object, *, head: b
             kind, options = AutoModelForCausalLM, {}
         model = kind.from_pretrained(path, dtype=dtype, use_safetensors=True, **options).to(device).eval()
         if head:
-            model.config.pad_token_id = tokenizer.pad_token_id or tokenizer.eos_token_id
+            if tokenizer.pad_token is None:
+                tokenizer.pad_token = tokenizer.eos_token
+            model.config.pad_token_id = tokenizer.pad_token_id  # a head reads the last token that is none
         else:
             packing.offer(model)
             own = model.generation_config  # some carry sampling and penalties, which a greedy answer must not have

@@ -70,7 +70,10 @@ def mine(
         typer.Option(metavar="X", help="Leave out what the teacher scores above the positives' mean less X."),
     ] = None,
 ) -> None:
-    """Find hard negatives for queries that have positives, and write lists to train on (JSONL)."""
+    """Mine hard negatives for queries with positives.
+
+    What is written are lists to train on, as JSON lines.
+    """
     opt.show_log()
     target = _new(output, ".jsonl")
     scores = None if teacher is None else read_run(teacher)
@@ -110,13 +113,16 @@ def label(
     dtype: opt.Dtype = None,
     block: Annotated[int, typer.Option(metavar="N", min=1, help="Queries ranked, and made durable, together.")] = 32,
 ) -> None:
-    """Order whole lists with a teacher of windows, and write a TREC run to train on.
+    """Order whole lists with a teacher of windows.
 
-    Windows slid once give the best few only. Here they are slid again over all that is not fixed yet, 9 times for
-    100 passages. A teacher without windows needs no more than 'rerank run'. A run that died resumes.
+    What is written is a TREC run to train on. Windows slid once give the best few only; here they are slid again
+    over all that is not fixed yet, 9 times for 100 passages. A teacher without windows needs no more than
+    'rerank run'. A run that died resumes.
     """
     opt.show_log()
-    inner = opt.load_described(strategy, prompt, option, backbone)
+    inner, adapter = opt.load_described(
+        strategy, prompt, option, backbone=backbone, model=model, adapter=adapter
+    )
     if not isinstance(inner, Listwise):
         raise InputError(f"{strategy} has no windows to slide; use 'rerank run', whose run is a teacher as it is")
     made = MultiPass(inner)
@@ -138,6 +144,8 @@ def label(
         "block": block,
     }
     target = Path(output)
+    if output == "-":
+        raise InputError("--output is a file here, so that a run that died can resume")
     with only_process(target):
         if is_complete(target, settings):
             opt.notes.print(f"{output} is already there, made with these settings")

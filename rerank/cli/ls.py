@@ -14,7 +14,7 @@ from rerank.errors import UnknownNameError
 
 def ls(
     kind: Annotated[
-        str | None, typer.Argument(metavar="KIND", help="strategies, prompts, models, backbones or datasets.")
+        str | None, typer.Argument(metavar="KIND", help="strategies, prompts, models, adapters, backbones or datasets.")
     ] = None,
 ) -> None:
     """List what can be named, and what each needs."""
@@ -22,6 +22,7 @@ def ls(
         "strategies": _strategies,
         "prompts": _prompts,
         "models": _models,
+        "adapters": _adapters,
         "backbones": _backbones,
         "datasets": _datasets,
     }
@@ -37,6 +38,18 @@ def _table(*columns: str) -> Table:
     table = Table(box=None, header_style="bold", pad_edge=False)
     for column in columns:
         table.add_column(column, overflow="fold")
+    return table
+
+
+def _adapters() -> Table:
+    from rerank.adapters import purpose_of, shipped
+
+    table = _table("adapter", "strategy", "prompt", "options", "MB", "model")
+    for name, folder in shipped().items():
+        if (purpose := purpose_of(folder)) is not None:
+            size = sum(file.stat().st_size for file in folder.iterdir()) / 1e6
+            options = ", ".join(f"{option}={value}" for option, value in purpose.options.items())
+            table.add_row(name, purpose.strategy, purpose.prompt, options, f"{size:.1f}", purpose.model)
     return table
 
 

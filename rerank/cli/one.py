@@ -37,7 +37,7 @@ def rank(
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON line for each passage.")] = False,
 ) -> None:
     """Rank the lines of a file for one query."""
-    made = opt.load_described(strategy, prompt, option, backbone)
+    made, adapter = opt.load_described(strategy, prompt, option, backbone=backbone, model=model, adapter=adapter)
     request = Candidates(Query(query), tuple(_passages(passages)))
     ranker = opt.load_ranker(
         made,

@@ -13,11 +13,12 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from rerank.backbones import load_backbone, own_prompt
+from rerank.backbones import load_backbone
+from rerank.defaults import settle
 from rerank.errors import InputError, UnknownNameError
 from rerank.jobs import Progress
 from rerank.reranker import Reranker
-from rerank.strategies import STRATEGIES, Strategy, load_strategy, options_of
+from rerank.strategies import STRATEGIES, Strategy, options_of
 
 # What is printed is data: brackets and colons in it are no markup.
 screen = Console(highlight=False, markup=False, emoji=False)
@@ -31,7 +32,13 @@ Model = Annotated[
     typer.Option("--model", "-m", metavar="NAME", help="A hub name or a directory; default: the embedded model."),
 ]
 Adapter = Annotated[
-    str | None, typer.Option("--adapter", "-a", metavar="NAME", help="A LoRA adapter: a directory or a hub name.")
+    str | None,
+    typer.Option(
+        "--adapter",
+        "-a",
+        metavar="NAME",
+        help="A LoRA adapter: see 'rerank ls adapters', a directory or a hub name; 'none' for the bare model.",
+    ),
 ]
 PromptName = Annotated[
     str | None,
@@ -60,15 +67,23 @@ Strict = Annotated[
 ]
 
 
-def load_described(name: str, prompt: str | None, options: list[str] | None, backbone: str) -> Strategy:
-    """The strategy that --strategy, --prompt and --option describe, with the prompt that the backbone asks for."""
+def load_described(
+    name: str,
+    prompt: str | None,
+    options: list[str] | None,
+    *,
+    backbone: str,
+    model: str | None,
+    adapter: str | None,
+) -> tuple[Strategy, str | None]:
+    """The strategy that --strategy, --prompt and --option describe, and the adapter; see `settle`."""
     values = _pairs(options)
     if name in STRATEGIES:
         known = options_of(STRATEGIES[name])
         for option in values:
             if option not in known:  # before it can pass for another argument, as 'prompt' would
                 raise UnknownNameError(f"{name} option", option, known)
-    return load_strategy(name, prompt=prompt or own_prompt(backbone), **values)
+    return settle(name, model=model, adapter=adapter, prompt=prompt, backbone=backbone, options=values)
 
 
 def _pairs(options: list[str] | None) -> dict[str, object]:

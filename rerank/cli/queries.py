@@ -69,6 +69,10 @@ def queries(
     max_copied: Annotated[
         int, typer.Option(metavar="N", min=1, help="The most words of one that stand in its document as they are.")
     ] = 10,
+    round_trip: Annotated[
+        int | None,
+        typer.Option(metavar="K", min=1, help="Keep a query only if BM25 finds its document among the first K."),
+    ] = None,
     passage_tokens: Annotated[int, typer.Option(metavar="N", min=1, help="What is shown of a document.")] = 120,
     model: opt.Model = None,
     adapter: opt.Adapter = None,
@@ -124,8 +128,12 @@ def queries(
             )
             with bar:
                 totals = _write(ranker, bar, todo, notebook, block)
-            opt.notes.print(f"{counted(totals.queries, 'document')}, {summary(totals.usage, totals.outcomes)}")
-        passed, refused = write_folder(out, known, ((d, notebook.texts.get(d.doc_id, [])) for d in chosen), rules)
+            opt.notes.print(
+                f"{counted(totals.queries, 'document', 'documents')}, {summary(totals.usage, totals.outcomes)}"
+            )
+        passed, refused = write_folder(
+            out, known, ((d, notebook.texts.get(d.doc_id, [])) for d in chosen), rules, round_trip
+        )
     opt.notes.print(f"{out}:train has {counted(passed, 'query', 'queries')}; refused: {told(refused)}")
 
 

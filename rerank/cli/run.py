@@ -66,7 +66,7 @@ def run(
 ) -> None:
     """Rank every query's candidates and write a TREC run."""
     opt.show_log()
-    made = opt.load_described(strategy, prompt, option, backbone)
+    made, adapter = opt.load_described(strategy, prompt, option, backbone=backbone, model=model, adapter=adapter)
     tag = tag or f"rerank-{strategy}"
     if any(map(str.isspace, tag)):
         raise InputError(f"the tag {tag!r} cannot stand in a TREC run: it has white space")

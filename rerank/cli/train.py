@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
+from rerank.cli.one import counted
 from rerank.cli.options import notes, say, screen, show_log
 from rerank.cli.progress import NOTE_S, clock
 from rerank.training.recipe import read_recipe
@@ -30,21 +32,32 @@ def train(
     For several processes: accelerate launch -m rerank train RECIPE
     """
     read = read_recipe(recipe)
+    first = os.environ.get("RANK", "0") == "0"  # of several processes one tells
+    if first:
+        show_log()
     if check:
-        screen.print(f"{recipe}: a sound recipe: {read.name}, {read.strategy}, {len(read.data)} sources")
+        from rerank.training.checks import check_options
+
+        check_options(read)
+        screen.print(
+            f"{recipe}: a sound recipe: {read.name}, {read.strategy}, {counted(len(read.data), 'source', 'sources')}"
+        )
         return
-    show_log()
     folder = out or Path("runs") / read.name
-    say(f"training {read.name} into {folder}")
+    if first:
+        say(f"training {read.name} into {folder}")
     from rerank.training.train import train as run
 
     with Steps(read.name, read.evaluation.measure if read.evaluation is not None else "") as steps:
         result = run(recipe, folder, fresh=fresh, watch=steps.show)
-    if steps.silent:  # another process tells
+    if not first:
         return
-    loss = f"loss {result.loss:.4f}" if result.loss is not None else "nothing left to do"
-    measured = f", {read.evaluation.measure} {result.measure:.4f}" if read.evaluation and result.measure else ""
-    screen.print(f"{result.steps} steps, {loss}{measured}, {result.tokens_per_s:,.0f} tokens/s")
+    parts = [counted(result.steps, "step", "steps")]
+    if result.loss is not None:
+        parts.append(f"loss {result.loss:.4f}")
+    if read.evaluation is not None and result.measure is not None:
+        parts.append(f"{read.evaluation.measure} {result.measure:.4f}")
+    screen.print(", ".join([*parts, f"{result.tokens_per_s:,.0f} tokens/s"]))
     if read.adapter.compress is not None:
         screen.print(f"rank {read.adapter.compress} keeps {result.kept:.1%} of the adapter")
     screen.print(f"{result.folder}\n{folder / 'curve.png'}")
@@ -54,9 +67,9 @@ class Steps:
     """Shows `Moment` values: a bar on a terminal, else a line now and then."""
 
     def __init__(self, title: str, measure: str) -> None:
-        self._measure, self._first = measure, None
-        self._started = self._noted = time.monotonic()
-        self.silent = True
+        self._measure = measure
+        self._started: float | None = None
+        self._noted = time.monotonic()
         self._progress = Progress(
             SpinnerColumn(),
             TextColumn("{task.description}"),
@@ -71,12 +84,12 @@ class Steps:
 
     def show(self, moment: Moment) -> None:
         now = time.monotonic()
-        if self.silent:
-            self.silent, self._started = False, now
+        if self._started is None:  # loading does not count
+            self._started = now
         done = moment.step - moment.resumed
         state = self._state(moment, (now - self._started) / done * (moment.steps - moment.step) if done > 0 else None)
         self._progress.update(self._task, total=moment.steps, completed=moment.step, state=state)
-        if not notes.is_terminal and (now - self._noted >= NOTE_S or moment.step == moment.steps):
+        if not notes.is_terminal and now - self._noted >= NOTE_S:
             self._noted = now
             notes.print(state)
 

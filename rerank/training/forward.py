@@ -98,7 +98,7 @@ class Run:
     """How the model is called. `model` may be wrapped for many processes: it is only ever called.
 
     `packs` says that sequences can be packed, `share` that shared beginnings are computed once, `head` that the model
-    has a head that gives one score.
+    has a head that gives one score. `noise` is NEFTune's alpha and the embeddings that it is added to.
     """
 
     model: nn.Module
@@ -108,6 +108,7 @@ class Run:
     share: bool = True
     head: bool = False
     pad: int = 0
+    noise: tuple[float, nn.Module] | None = None
 
     def logits(self, sequences: Sequence[Asked]) -> list[Tensor]:
         """For each sequence the logits at its last `count` positions `[count, V]`; with a head its score `[1]`."""
@@ -117,6 +118,10 @@ class Run:
         if self.packs:
             pack = packing.pack([a.fed for a in sequences], device=self.device, dtype=self.dtype, share=self.share)
             kept = torch.cat([rows[-count:] for rows, count in zip(pack.rows, counts, strict=True)])
+            if self.noise is not None:  # alpha / sqrt(length * width), and transformers takes the pack for one sequence
+                alpha, embeddings = self.noise
+                length = sum(len(a.fed) for a in sequences) / len(sequences)
+                embeddings.neftune_noise_alpha = alpha * (pack.ids.shape[1] / length) ** 0.5
             # the mask of four dimensions keeps transformers from making one; the pack says who looks at whom
             logits = self.model(
                 input_ids=pack.ids,

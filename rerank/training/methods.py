@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields
 from pathlib import Path
@@ -38,6 +39,7 @@ METHODS: Mapping[str, tuple[str | None, Mapping[str, object]]] = MappingProxyTyp
     }
 )
 _MOVES_THE_BASE = ("pissa", "olora")  # take a part of the weights out at the start: only with it the rest is whole
+_NEEDS_MORE = ("corda", "loftq", "lora_ga")  # begin from something that a recipe cannot give
 _CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 
@@ -72,10 +74,14 @@ def configuration(
             raise UnknownNameError(f"{method} option", name, own)
         if name in fixed:
             raise InputError(f"adapter method {method} sets {name} itself; leave it out, or say method: lora")
+    if str(begins := options.get("init_lora_weights")).startswith(_NEEDS_MORE):
+        raise InputError(f"init_lora_weights {begins} is not done here; leave it out, or give eva, pissa or olora")
     more = {"total_step": steps} if kind == "ADALORA" and "total_step" not in options else {}
     chosen = targets if isinstance(targets, str) else list(targets)
+    task = "SEQ_CLS" if head else "CAUSAL_LM"
     try:
-        return made(task_type="SEQ_CLS" if head else "CAUSAL_LM", target_modules=chosen, **{**fixed, **more, **options})
+        with warnings.catch_warnings(action="ignore"):  # of defaults that nobody asked about
+            return made(task_type=task, target_modules=chosen, **{**fixed, **more, **options})
     except (TypeError, ValueError) as error:
         raise InputError(f"adapter {method}: {' '.join(str(error).split())}") from error
 
@@ -94,23 +100,28 @@ def adapted(
         found = get_peft_model(model, config)
     except (ValueError, TypeError, RuntimeError) as error:
         raise InputError(f"adapter {method} does not fit {model.config.model_type}: {error}") from error
-    if method == "eva":
+    begins = _beginning(config)
+    if begins == "eva":
         from peft import initialize_lora_eva_weights
 
-        initialize_lora_eva_weights(found, batches(), show_progress_bar=False)
-    if method in _MOVES_THE_BASE and not (folder / _WEIGHTS).is_file():
-        kept = found.peft_config["default"].init_lora_weights
-        found.peft_config["default"].init_lora_weights = True  # as PEFT asks for, else loading would start anew
+        # every process is given the same batches: there is nothing to gather
+        initialize_lora_eva_weights(found, list(batches()), gather_distributed_inputs=False, show_progress_bar=False)
+    if begins.startswith(_MOVES_THE_BASE) and not (folder / _WEIGHTS).is_file():
+        config.init_lora_weights = True  # as PEFT asks for, else loading would start anew
         found.save_pretrained(str(folder))
-        found.peft_config["default"].init_lora_weights = kept
+        config.init_lora_weights = begins
     return found
 
 
-def export(model: PeftModel, method: str, folder: Path, started: Path, base: str, rank: int | None) -> float:
+def _beginning(config: PeftConfig) -> str:
+    """How a LoRA's weights begin, by PEFT's name, where that is more than random numbers."""
+    return str(getattr(config, "init_lora_weights", "")).lower()
+
+
+def export(model: PeftModel, folder: Path, started: Path, base: str, rank: int | None) -> float:
     """Writes the adapter for the untouched model whose name is `base`; returns how much of it a lower rank keeps."""
-    config = model.peft_config["default"]
-    if method in _MOVES_THE_BASE:
-        config.init_lora_weights = method
+    begins = _beginning(model.peft_config["default"])
+    if begins.startswith(_MOVES_THE_BASE):
         model.save_pretrained(str(folder), path_initial_model_for_weight_conversion=str(started))
     else:
         model.save_pretrained(str(folder))
@@ -129,13 +140,17 @@ def compress(folder: Path, rank: int) -> float:
     """
     import torch
     from safetensors.torch import load_file, save_file
+    from torch.nn.functional import pad
 
     config = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
-    if config.get("peft_type") != "LORA" or config.get("use_dora") or config.get("rank_pattern"):
-        raise AdapterError(f"only a plain LoRA adapter can be compressed; {folder} is {config.get('peft_type')}")
     weights = load_file(folder / _WEIGHTS)
+    more = [option for option in ("use_dora", "rank_pattern", "alpha_pattern", "lora_bias") if config.get(option)]
+    if config.get("peft_type") != "LORA" or more or any("lora_embedding" in name for name in weights):
+        kind = f"{config.get('peft_type')} with {', '.join(more) or 'embeddings'}"
+        raise AdapterError(f"only a LoRA adapter of linear layers can be compressed; {folder} is {kind}")
     r, alpha = config["r"], config["lora_alpha"]
     scale = alpha / r**0.5 if config.get("use_rslora") else alpha / r
+    rank = min(rank, r)
     kept = total = 0.0
     made: dict[str, Tensor] = {}
     for name, a in weights.items():
@@ -150,12 +165,26 @@ def compress(folder: Path, rank: int) -> float:
         total += float(s.square().sum())
         u, s, v = u[:, :rank], s[:rank], v[:rank]
         kept += float(s.square().sum())
-        made[name] = (s.sqrt()[:, None] * (v @ qa.T)).bfloat16().contiguous()
-        made[other] = (qb @ u * s.sqrt()).bfloat16().contiguous()
+        lacking = rank - len(s)  # a layer may be narrower than the rank
+        made[name] = pad(s.sqrt()[:, None] * (v @ qa.T), (0, 0, 0, lacking)).bfloat16().contiguous()
+        made[other] = pad(qb @ u * s.sqrt(), (0, lacking)).bfloat16().contiguous()
     config.update(r=rank, lora_alpha=rank, use_rslora=False)
     save_file(made, folder / _WEIGHTS, metadata={"format": "pt"})
     (folder / _CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     return kept / total if total else 1.0
+
+
+def unorthogonal(model: PeftModel) -> Tensor:
+    """What AdaLoRA adds to the loss: how far its factors are from orthogonal (Zhang et al., ICLR 2023, eq. 4), as PEFT
+    computes it, which adds it only where the model itself computes a loss."""
+    import torch
+
+    found = []
+    for name, p in model.named_parameters():
+        if "lora_A.default" in name or "lora_B.default" in name:
+            gram = p @ p.T if "lora_A" in name else p.T @ p
+            found.append(torch.linalg.matrix_norm(gram - torch.eye(len(gram), device=p.device)))
+    return torch.stack(found).mean() * float(model.peft_config["default"].orth_reg_weight)
 
 
 def averaged(folders: list[Path], target: Path) -> None:

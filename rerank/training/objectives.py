@@ -14,8 +14,9 @@ written as well:
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from types import MappingProxyType
 
@@ -24,6 +25,7 @@ from rerank.calls import LabelCall, LikelihoodCall
 from rerank.errors import PromptError
 from rerank.prompts import Prompt
 from rerank.prompts.answers import LETTERS
+from rerank.prompts.neutralise import neutralise
 from rerank.training.mixture import TrainingList
 from rerank.types import Passage
 
@@ -98,6 +100,15 @@ class Asker:
         if end is not None:
             targets, ranks = (*targets, end), (*ranks, 0)
         return targets, ranks
+
+
+def neutralised(item: TrainingList, control: re.Pattern[str], identifiers: str | None) -> TrainingList:
+    """The list as a ranker shows it: nothing in it passes for the prompt's own words."""
+    return replace(
+        item,
+        query=replace(item.query, text=neutralise(item.query.text, control, identifiers)),
+        passages=tuple(Passage(neutralise(p.full_text, control, identifiers), p.doc_id) for p in item.passages),
+    )
 
 
 def _pointwise(item: TrainingList, asker: Asker, index: int) -> list[Question]:

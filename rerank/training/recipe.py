@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
@@ -16,6 +17,7 @@ from rerank.losses import LOSSES
 from rerank.prompts import Prompt, load_prompt
 from rerank.strategies import load_strategy
 from rerank.strategies.base import Strategy
+from rerank.strategies.full import FullRanking
 from rerank.training.methods import METHODS
 from rerank.training.mixture import Curriculum
 from rerank.training.objectives import check_prompt
@@ -110,8 +112,8 @@ class Schedule(_Part):
 
 
 class Evaluation(_Part):
-    """Ranks `dataset` every `every` steps; the checkpoint with the best `measure` is kept, and training stops after
-    `patience` evaluations without a better one."""
+    """Ranks `dataset` every `every` steps and at the end, when a checkpoint is written too; the one with the best
+    `measure` is kept, and training stops after `patience` evaluations without a better one."""
 
     dataset: str
     run: str | None = None
@@ -163,6 +165,14 @@ class Recipe(_Part):
     def _method_by_name(cls, value: object) -> object:
         return {"method": value} if isinstance(value, str) else value
 
+    @model_validator(mode="before")
+    @classmethod
+    def _as_it_ranks(cls, data: object) -> object:
+        """Full ranking writes, and cuts passages as its strategy does, unless the recipe says otherwise."""
+        if isinstance(data, dict) and data.get("strategy") == "full-ranking":
+            return {"write": {}, "passage_tokens": FullRanking().passage_tokens, **data}
+        return data
+
     @model_validator(mode="after")
     def _fits(self) -> Self:
         if self.strategy == "full-ranking":
@@ -170,6 +180,8 @@ class Recipe(_Part):
                 raise ValueError(
                     f"loss {self.loss.name} needs scores, and full-ranking only writes; give write: instead of loss:"
                 )
+            if self.write is None:
+                raise ValueError("strategy full-ranking only writes; leave write in")
         elif self.loss is None:
             raise ValueError(f"strategy {self.strategy} needs a loss; known: {', '.join(LOSSES)}")
         if self.write is not None and self.strategy not in ("first", "full-ranking"):
@@ -178,7 +190,7 @@ class Recipe(_Part):
             raise ValueError("write.top is for full-ranking")
         if self.pairs is not None and self.strategy != "pairwise":
             raise ValueError("pairs is for strategy pairwise")
-        if self.loss is not None and self.strategy in ("pairwise",) and LOSSES[self.loss.name].labels == "utility":
+        if self.loss is not None and self.strategy == "pairwise" and LOSSES[self.loss.name].labels == "utility":
             raise ValueError(f"loss {self.loss.name} needs amounts, which a pair has not")
         taught = [source.title for source in self.data if source.taught]
         if self.loss is not None and taught and LOSSES[self.loss.name].labels in ("graded", "binary"):
@@ -188,10 +200,15 @@ class Recipe(_Part):
             )
         if self.start is not None and self.adapter.model_copy(update={"compress": None}) != AdapterPart():
             raise ValueError("start goes on with an adapter as it is; leave out all of adapter but compress")
-        if self.evaluation is not None and (self.schedule.save_every or 0) % self.evaluation.every:
+        if self.strategy == "score-head" and (self.start is not None or self.adapter.compress is not None):
             raise ValueError(
-                f"save_every {self.schedule.save_every} must be a multiple of evaluation.every "
-                f"{self.evaluation.every}, so that the best checkpoint is there"
+                "a score-head ends as a whole model, so it has no compress, and no adapter to start from; "
+                "to go on with one, give its folder as model"
+            )
+        if self.evaluation is not None and self.schedule.save_every not in (None, self.evaluation.every):
+            raise ValueError(
+                f"save_every {self.schedule.save_every}: with an evaluation a checkpoint is written every "
+                f"{self.evaluation.every} steps, as it evaluates, so that the best one is there; take save_every out"
             )
         if self.schedule.average > self.schedule.keep:
             raise ValueError(f"average {self.schedule.average} needs as many checkpoints; keep is {self.schedule.keep}")
@@ -218,6 +235,11 @@ class Recipe(_Part):
         return load_prompt(self.prompt or PROMPTS[self.strategy])
 
     @property
+    def whole(self) -> bool:
+        """Whether what comes out is a model and not an adapter."""
+        return self.adapter.method == "full" or self.strategy == "score-head"
+
+    @property
     def order(self) -> Curriculum | None:
         return Curriculum(self.curriculum) if self.curriculum is not None else None
 
@@ -240,14 +262,16 @@ def read_recipe(path: str | Path) -> Recipe:
         raise InputError(f"the recipe {path} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(data, dict):
         raise InputError(f"the recipe {path} must be a mapping, with name, strategy, loss and data")
+    base = path.resolve().parent
+    prompt = data.get("prompt")
+    if isinstance(prompt, str) and prompt.endswith((".yaml", ".yml")):
+        data["prompt"] = str(base / prompt)
     try:
         recipe = Recipe.model_validate(data)
     except ValidationError as error:
         raise InputError(f"{path}: {_told(error)}") from None
-    base = path.resolve().parent
-    prompt = recipe.asked
-    check_prompt(recipe.strategy, prompt)
-    if recipe.adapter.method not in METHODS and "." not in recipe.adapter.method:
+    check_prompt(recipe.strategy, recipe.asked)
+    if recipe.adapter.method not in METHODS:
         from rerank.training.methods import peft_types
 
         if recipe.adapter.method.upper() not in peft_types():
@@ -276,6 +300,10 @@ def _told(error: ValidationError) -> str:
         near = get_close_matches(place[-1], known, n=1, cutoff=0.5)
         advice = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(sorted(known))}"
         return f"unknown key {where!r}; {advice}"
+    if first["type"] == "literal_error":
+        return str(UnknownNameError(where, str(first["input"]), re.findall(r"'([^']+)'", first["ctx"]["expected"])))
+    if first["type"] == "missing":
+        return f"{where} is missing"
     return f"{where + ': ' if where else ''}{first['msg'].removeprefix('Value error, ')}"
 
 

@@ -189,7 +189,9 @@ def fused(scores: Sequence[Mapping[str, float]]) -> dict[str, float]:
     table = np.array([[teacher[doc_id] for doc_id in shared] for teacher in scores])  # [teachers, documents]
     spread = table.std(axis=1, keepdims=True)
     centred = table - table.mean(axis=1, keepdims=True)
-    z = np.divide(centred, spread, out=np.zeros_like(table), where=spread > 1e-12 * np.abs(table).max())
+    z = np.divide(
+        centred, spread, out=np.zeros_like(table), where=spread > 1e-12 * np.abs(table).max(axis=1, keepdims=True)
+    )
     return dict(zip(shared, z.mean(axis=0).tolist(), strict=True))
 
 
@@ -236,6 +238,8 @@ def _candidates(
     source: Source, base: Path, dataset: Dataset, teachers: Sequence[Run]
 ) -> tuple[bool, Iterator[Candidates]]:
     """Every query's candidates, and whether they come in a first stage's order."""
+    if source.run is not None and dataset.corpus is not None:
+        dataset = replace(dataset, lists=None)  # else only the passages of the lists would be looked up
     if source.run == BM25:
         if dataset.corpus is None:
             raise InputError(f"run: {BM25} needs a corpus to search, and {source.dataset} has none")

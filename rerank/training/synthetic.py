@@ -12,7 +12,7 @@ import logging
 import random
 import re
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rerank.calls import Answer
-from rerank.data import read_lists
+from rerank.data import BM25, read_lists
 from rerank.data.files import read_lines
 from rerank.errors import CacheError, InputError, PromptError
 from rerank.prompts import Prompt
@@ -93,9 +93,9 @@ class Rules:
     _labels: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        turns = [turn for prompt in self.prompts for turn in prompt.messages if hasattr(turn, "content")]
-        self._examples = frozenset(normalised(turn.content) for turn in turns if turn.role == "assistant")
-        shown = [line for turn in turns if turn.role == "user" for line in turn.content.splitlines()]
+        turns = [turn for prompt in self.prompts for turn in prompt.model_dump()["messages"] if "role" in turn]
+        self._examples = frozenset(normalised(turn["content"]) for turn in turns if turn["role"] == "assistant")
+        shown = [line for turn in turns if turn["role"] == "user" for line in turn["content"].splitlines()]
         heads = {line.partition(":")[0] for line in shown if re.match(r"\w+:", line)}
         self._labels = tuple(sorted(f"{head.casefold()}:" for head in heads))
 
@@ -182,7 +182,7 @@ def _quotas(sizes: Mapping[int, int], count: int) -> dict[int, int]:
 def cluster(embeddings: NDArray[np.float32], clusters: int, seed: int) -> list[int]:
     """The cluster of each row, by k-means. Raises InputError without scikit-learn."""
     try:
-        from sklearn.cluster import MiniBatchKMeans
+        from sklearn.cluster import MiniBatchKMeans  # type: ignore[import-untyped, unused-ignore]
     except ImportError as error:
         raise InputError("clusters need scikit-learn: pip install scikit-learn; or leave them out") from error
     if not 1 <= clusters <= len(embeddings):
@@ -234,11 +234,15 @@ def write_folder(
     documents: Mapping[str, Passage],
     written: Iterable[tuple[Passage, Sequence[str]]],
     rules: Rules,
+    round_trip: int | None = None,
 ) -> tuple[int, Counter[str]]:
     """The BEIR folder: all documents, so that negatives can be mined, and the queries that pass, as split 'train'.
 
     Returns how many passed, and how many did not for each reason. A query's id is its document's and the place of its
-    prompt. qrels/train.tsv comes last: where it is, all is.
+    prompt. With `round_trip` BM25 over the documents has to find a query's own among its first so many (round-trip
+    consistency, Dai et al., "Promptagator", ICLR 2023, there with a trained retriever and the very first): that drops
+    what is made up, and what is asked so broadly that any document answers it.
+    qrels/train.tsv comes last: where it is, all is.
     """
     refused: Counter[str] = Counter()
     kept: list[tuple[str, str, str]] = []
@@ -248,6 +252,11 @@ def write_folder(
                 kept.append((f"{document.doc_id}-{place}", document.doc_id, text))
             else:
                 refused[why] += 1
+    if round_trip is not None:
+        found = BM25(documents).search((Query(text, query_id) for query_id, _, text in kept), round_trip)
+        before = len(kept)
+        kept = [(query_id, doc_id, text) for query_id, doc_id, text in kept if doc_id in found[query_id]]
+        refused["not found again"] += before - len(kept)
     if not kept:
         raise InputError(f"none of the texts written passes as a query ({told(refused)}); another model or prompt?")
     (folder / "qrels").mkdir(exist_ok=True)
@@ -267,7 +276,7 @@ def _write(path: Path, records: Iterable[Mapping[str, str]]) -> None:
 
 
 def told(refused: Mapping[str, int]) -> str:
-    return ", ".join(f"{count:,} {why}" for why, count in sorted(refused.items())) or "none"
+    return ", ".join(f"{count:,} {why}" for why, count in sorted(refused.items()) if count) or "none"
 
 
 def embed_documents(

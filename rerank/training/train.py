@@ -7,20 +7,24 @@ whole checkpoint stands: the lists, the schedule and the random numbers are thos
 
 from __future__ import annotations
 
-import importlib.util
-import json
 import logging
 import os
 import random
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+import shutil
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
-from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
 
-from rerank.errors import BackboneError, InputError, UnknownNameError
+from rerank.adapters import Purpose
+from rerank.errors import InputError
+from rerank.training.checks import check_labels, check_options, rank_loss
+from rerank.training.development import Development, read_development
 from rerank.training.mixture import Mixture
+from rerank.training.output import Trained, claim, finished, record
 from rerank.training.recipe import Recipe, read_recipe
 from rerank.training.sources import Pool, Source, read_pools
 
@@ -35,21 +39,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-REQUIRES = ("torch", "transformers", "peft", "accelerate", "tensorboard", "matplotlib")
-
-
-@dataclass(frozen=True, slots=True)
-class Trained:
-    """What came out. `loss` is the mean of the last logged steps; `measure` the development set's, of the weights that
-    were kept; `kept` the share of the adapter that its compression left; `tokens_per_s` while steps were computed."""
-
-    folder: Path
-    steps: int
-    loss: float | None
-    measure: float | None
-    kept: float
-    tokens_per_s: float
-
 
 def train(path: str | Path, out: str | Path, *, fresh: bool = False, watch: Watch | None = None) -> Trained:
     """Trains what the recipe says, or goes on with it.
@@ -57,48 +46,51 @@ def train(path: str | Path, out: str | Path, *, fresh: bool = False, watch: Watc
     Raises InputError for a mistake in the recipe, before a model is loaded; for an output folder of another recipe,
     unless `fresh` empties it.
     """
-    missing = next((name for name in REQUIRES if importlib.util.find_spec(name) is None), None)
     path, out = Path(path), Path(out)
     recipe = read_recipe(path)
-    if missing is not None:
-        raise BackboneError(f"training needs {missing}: pip install 'rerank-llm[train]'")
-    _claim(out, recipe, fresh)
+    check_options(recipe)
+    claim(out, recipe, fresh)
+    if not fresh and (found := finished(out, recipe)) is not None:
+        log.info("%s is finished; give --fresh to train it anew", out)
+        return found
     base = path.resolve().parent
     pools = [(source, read_pools(source, base)) for source in recipe.data]
-    return _Session(recipe, base, out, pools, watch).run()
+    check_labels(recipe, pools)
+    development = read_development(recipe.evaluation, base) if recipe.evaluation is not None else None
+    with _quiet():
+        return _Session(recipe, base, out, pools, development, watch).run()
 
 
-def _claim(out: Path, recipe: Recipe, fresh: bool) -> None:
-    """Makes the output folder this recipe's."""
-    import shutil
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what transformers and PEFT tell those who call them, and transformers' bars for writing a file."""
+    from transformers.utils import logging as hf_logging
 
-    text = json.dumps(recipe.model_dump(mode="json"), indent=1, sort_keys=True) + "\n"
-    file = out / "recipe.json"
-    first = int(os.environ.get("RANK", "0")) == 0  # of several processes one writes
-    if fresh and first and file.is_file():  # only a folder of ours is emptied
-        shutil.rmtree(out)
-    if file.is_file() and file.read_text(encoding="utf-8") != text:
-        old = json.loads(file.read_text(encoding="utf-8"))
-        new = json.loads(text)
-        changed = sorted(key for key in {*old, *new} if old.get(key) != new.get(key))
-        raise InputError(
-            f"{out} holds a run of another recipe (they differ in {', '.join(changed)}); give another --out, or "
-            "--fresh to begin anew"
-        )
-    if not file.is_file() and out.is_dir() and any(out.iterdir()):
-        raise InputError(f"{out} is not empty and holds no training run; give another --out")
-    if first:
-        out.mkdir(parents=True, exist_ok=True)
-        file.write_text(text, encoding="utf-8")
+    bars = hf_logging.is_progress_bar_enabled()
+    hf_logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            for category in (FutureWarning, UserWarning):
+                warnings.filterwarnings("ignore", category=category, module=r"(transformers|peft)\.")
+            yield
+    finally:
+        if bars:
+            hf_logging.enable_progress_bar()
 
 
 class _Session:
     """One run of one recipe in this process."""
 
     def __init__(
-        self, recipe: Recipe, base: Path, out: Path, pools: list[tuple[Source, list[Pool]]], watch: Watch | None
+        self,
+        recipe: Recipe,
+        base: Path,
+        out: Path,
+        pools: list[tuple[Source, list[Pool]]],
+        development: Development | None,
+        watch: Watch | None,
     ) -> None:
-        self.recipe, self.base, self.out, self.watch = recipe, base, out, watch
+        self.recipe, self.base, self.out, self.development, self.watch = recipe, base, out, development, watch
         schedule = recipe.schedule
         wanted = schedule.lists or sum(len(own) for _, own in pools)
         self.steps = -(-wanted // schedule.batch)
@@ -125,7 +117,7 @@ class _Session:
             log.info("going on from %s", found.name)
         trainer.train(resume_from_checkpoint=str(found) if found is not None else None)
         measure = trainer.state.best_metric
-        folder = self.out / ("model" if self.whole else "adapter")
+        folder = self.out / ("model" if self.recipe.whole else "adapter")
         kept = 1.0
         if self.args.process_index == 0:
             measure = self._choose(trainer, measure)
@@ -134,15 +126,8 @@ class _Session:
         losses = [line["loss"] for line in trainer.state.log_history if "loss" in line]
         result = Trained(folder, self.steps, losses[-1] if losses else None, measure, kept, trainer.counts.speed)
         if self.args.process_index == 0:
-            told = {"steps": result.steps, "loss": result.loss, self._measured: measure, "kept": kept}
-            told["tokens_per_s"] = result.tokens_per_s
-            (self.out / "result.json").write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+            record(self.out, result, self._measured)
         return result
-
-    @property
-    def whole(self) -> bool:
-        """Whether the result is a model and not an adapter."""
-        return self.recipe.adapter.method == "full" or self.head
 
     @property
     def head(self) -> bool:
@@ -154,21 +139,18 @@ class _Session:
 
     def _arguments(self) -> TrainingArguments:
         from transformers import TrainingArguments
-        from transformers.training_args import OptimizerNames
 
         from rerank.backbones.hardware import choose_device, choose_dtype
 
         os.environ["TENSORBOARD_LOGGING_DIR"] = str(self.out / "tensorboard")
         recipe, schedule, evaluation = self.recipe, self.recipe.schedule, self.recipe.evaluation
-        known = [name.value for name in OptimizerNames]
-        if schedule.optimizer not in known:
-            raise UnknownNameError("optimizer", schedule.optimizer, known)
         world = int(os.environ.get("WORLD_SIZE", "1"))
-        if schedule.batch % world:
-            raise InputError(f"a batch of {schedule.batch} lists cannot be shared by {world} processes")
         place = choose_device(None)
         self.dtype = choose_dtype(recipe.dtype, place)
         every = evaluation.every if evaluation is not None else None
+        saved = schedule.save_every or every or 100
+        # a log between two checkpoints would be a mean over other steps after a resume
+        logged = max(n for n in range(1, max(1, min(10, self.steps // 20)) + 1) if saved % n == 0)
         targets = schedule.optimizer_targets
         args = TrainingArguments(
             output_dir=str(self.out),
@@ -187,15 +169,16 @@ class _Session:
             bf16=str(self.dtype) == "torch.bfloat16",
             use_cpu=place.type == "cpu",
             seed=recipe.seed,
-            logging_steps=max(1, min(10, self.steps // 20)),
+            logging_steps=logged,
             save_strategy="steps",
-            save_steps=schedule.save_every or every or 100,
+            save_steps=saved,
             save_total_limit=schedule.keep,
             eval_strategy="no" if every is None else "steps",
             eval_steps=every,
             metric_for_best_model=None if evaluation is None else f"eval_{evaluation.measure}",
             greater_is_better=None if evaluation is None else True,
             load_best_model_at_end=evaluation is not None,
+            restore_callback_states_from_checkpoint=True,  # how patient it still is
             report_to=["tensorboard"],
             disable_tqdm=True,
             remove_unused_columns=False,
@@ -214,10 +197,12 @@ class _Session:
 
     def _load(self) -> Weights:
         import torch
+        from transformers import set_seed
 
         from rerank.backbones.embedded import EMBEDDED, resolve
         from rerank.backbones.transformers_ import load_weights
 
+        set_seed(self.recipe.seed)  # a new head is random
         name = self.recipe.model
         if name is None:
             name, path = EMBEDDED, str(resolve(progress=log.warning))
@@ -270,6 +255,8 @@ class _Session:
             config = configuration(part.method, part.targets, part.options, head=self.head, steps=self.steps)
             batches = partial(self._batches, examples)
             weights.peft = adapted(weights.model, part.method, config, self.out / "beginning", batches)
+            if recipe.evaluation is not None and not hasattr(weights.peft.base_model, "enable_adapter_layers"):
+                raise InputError(f"adapter {part.method} cannot be switched on for an evaluation; take evaluation out")
         weights.adapters = {"trained": "default"}
         return weights.peft
 
@@ -277,7 +264,7 @@ class _Session:
         """A few prompts as plain padded input, for an adapter that begins from what the layers see."""
         import torch
 
-        for i in islice(random.Random(self.recipe.seed).sample(range(len(examples)), min(64, len(examples))), 64):
+        for i in random.Random(self.recipe.seed).sample(range(len(examples)), min(64, len(examples))):
             asked = [a.fed for q in examples[i] for a in q.sequences]
             longest = max(map(len, asked))
             ids = torch.zeros(len(asked), longest, dtype=torch.long)
@@ -288,22 +275,29 @@ class _Session:
             yield {"input_ids": ids.to(self.args.device), "attention_mask": mask.to(self.args.device)}
 
     def _trainer(self, model: object, examples: Examples) -> RankingTrainer:
+        import torch
         from transformers import EarlyStoppingCallback, PrinterCallback
 
         from rerank.backbones.hardware import default_batch_tokens
         from rerank.training.forward import Run
-        from rerank.training.trainer import RankingTrainer, Reporter
+        from rerank.training.methods import unorthogonal
+        from rerank.training.trainer import Allocation, RankingTrainer, Reporter
 
-        weights, evaluation = self.weights, self.recipe.evaluation
+        weights, evaluation, noise = self.weights, self.recipe.evaluation, self.recipe.schedule.neftune
         fed = examples[0][0].sequences[0].fed
+        (weights.peft or weights.model).eval()  # dropout would not let two passes compare
+        with torch.no_grad():
+            packs = not self.head and weights.probe(fed)
+        allocates = weights.peft is not None and weights.peft.peft_config["default"].peft_type == "ADALORA"
         run = Run(
             weights.model,
             self.args.device,
             self.dtype,
-            packs=not self.head and weights.probe(fed),
+            packs=packs,
             share=self.recipe.prefix_reuse,
             head=self.head,
             pad=weights.model.config.pad_token_id or 0,
+            noise=(noise, weights.model.get_input_embeddings()) if noise is not None else None,
         )
         trainer = RankingTrainer(
             model=model,
@@ -313,62 +307,42 @@ class _Session:
             objective=self._objective(),
             run=run,
             batch_tokens=self.recipe.schedule.batch_tokens or default_batch_tokens(self.args.device),
-            measure=self._measurer() if evaluation is not None else None,
+            measure=self._measure if evaluation is not None else None,
             measure_name=self._measured,
+            regulariser=partial(unorthogonal, weights.peft) if allocates else None,
         )
         trainer.remove_callback(PrinterCallback)
         if evaluation is not None and evaluation.patience is not None:
             trainer.add_callback(EarlyStoppingCallback(evaluation.patience))
+        if allocates:
+            trainer.add_callback(Allocation(weights.peft))
         trainer.add_callback(Reporter(trainer.counts, self.watch, self.out / "curve.jsonl", self._measured))
-        self.measure = trainer._measure
         return trainer
 
     def _objective(self) -> Objective:
-        from rerank.losses import load_loss
         from rerank.training.forward import Objective
 
-        recipe = self.recipe
-        rank = None
-        if recipe.loss is not None:
-            options: dict[str, Any] = {**recipe.loss.options, "reduction": "none"}
-            rank = load_loss(recipe.loss.name, **options)
-        write = recipe.write
+        recipe, write = self.recipe, self.recipe.write
         return Objective(
             recipe.asked.answer,
-            rank,
+            rank_loss(recipe),
             recipe.loss.weight if recipe.loss is not None else 1.0,
             write.weight if write is not None else 0.0,
             write.importance if write is not None else False,
             write.separators if write is not None else 1.0,
         )
 
-    def _measurer(self) -> Callable[[], float]:
+    def _measure(self) -> float:
+        """The development set's measure, of the weights as they are."""
         from rerank.backbones.transformers_ import TransformersBackbone
-        from rerank.data import load_dataset, read_run
-        from rerank.eval import evaluate
-        from rerank.reranker import Reranker
-        from rerank.training.sources import placed
 
-        evaluation = self.recipe.evaluation
-        assert evaluation is not None
-        dataset = load_dataset(placed(evaluation.dataset, self.base))
-        if dataset.qrels is None:
-            raise InputError(f"evaluation.dataset {evaluation.dataset} has no judgments")
-        run = read_run(self.base / evaluation.run) if evaluation.run is not None else None
-        requests = [c for c in dataset.candidates(evaluation.depth, run=run) if c.query.query_id in dataset.qrels]
-        requests = requests[: evaluation.queries]
-        judged = {c.query.query_id: dataset.qrels[c.query.query_id] for c in requests}
-        adapter = "trained" if self.weights.peft is not None else None
-
-        def measure() -> float:
-            model = self.weights.peft or self.weights.model
-            model.eval()
-            ranker = Reranker(self.recipe.ranker(), TransformersBackbone(self.weights, adapter))
-            rankings = list(ranker.rank_many(requests))
-            model.train()
-            return evaluate(rankings, judged, (evaluation.measure,)).mean[evaluation.measure]
-
-        return measure
+        assert self.development is not None
+        model = self.weights.peft or self.weights.model
+        model.eval()
+        backbone = TransformersBackbone(self.weights, "trained" if self.weights.peft is not None else None)
+        value = self.development.value(self.recipe.ranker(), backbone)
+        model.train()
+        return value
 
     def _choose(self, trainer: RankingTrainer, best: float | None) -> float | None:
         """The mean of the last checkpoints where the recipe wants it and it is no worse on the development set."""
@@ -380,34 +354,40 @@ class _Session:
             return best
         peft = self.weights.peft
         assert peft is not None
-        kept = self.out / "single"
-        peft.save_pretrained(str(kept))
-        averaged(folders, self.out / "average")
-        peft.load_adapter(str(self.out / "average"), "default", is_trainable=True)
-        if self.measure is None:
-            return best
-        value = self.measure()
-        log.info("the mean of %d checkpoints has %s %.4f, the best one %.4f", len(folders), self._measured, value, best)
-        if best is not None and value < best:
-            peft.load_adapter(str(kept), "default", is_trainable=True)
-            return best
-        return value
+        with TemporaryDirectory() as made:
+            single, mean = Path(made) / "single", Path(made) / "mean"
+            peft.save_pretrained(str(single))
+            averaged(folders, mean)
+            peft.load_adapter(str(mean), "default", is_trainable=True)
+            if best is None:
+                return None
+            value = self._measure()
+            log.info("the mean of %d checkpoints has %s %.4f, one %.4f", len(folders), self._measured, value, best)
+            if value < best:
+                peft.load_adapter(str(single), "default", is_trainable=True)
+            return max(value, best)
 
     def _write(self, folder: Path) -> float:
         from rerank.training.methods import export
 
         recipe, weights = self.recipe, self.weights
-        if not self.whole:
+        if not recipe.whole:
             assert weights.peft is not None
-            return export(
-                weights.peft,
-                recipe.adapter.method,
-                folder,
-                self.out / "beginning",
-                weights.name,
-                recipe.adapter.compress,
-            )
+            kept = export(weights.peft, folder, self.out / "beginning", weights.name, recipe.adapter.compress)
+            note(recipe, self.base, weights.name, folder)
+            return kept
         model = weights.model if weights.peft is None else weights.peft.merge_and_unload(safe_merge=True)
         model.to(self.dtype).save_pretrained(folder)
         weights.encoder.tokenizer.save_pretrained(folder)
         return 1.0
+
+
+def note(recipe: Recipe, base: Path, model: str, folder: Path) -> None:
+    """What the adapter is for, beside it; a prompt that does not ship goes along."""
+    prompt = recipe.asked
+    named = f"{prompt.name}@{prompt.version}"
+    if recipe.prompt is not None and recipe.prompt.endswith((".yaml", ".yml")):
+        named = "prompt.yaml"
+        shutil.copy(base / recipe.prompt, folder / named)
+    options = {} if recipe.passage_tokens is None else {"passage_tokens": recipe.passage_tokens}
+    Purpose(model, recipe.strategy, named, options).write(folder)

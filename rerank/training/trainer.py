@@ -22,11 +22,13 @@ from torch.utils.data import Dataset as TorchDataset
 from torch.utils.data import SequentialSampler
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
+from rerank.prompts.neutralise import control_token_pattern
 from rerank.training.forward import Objective, Run
 from rerank.training.mixture import Mixture
-from rerank.training.objectives import ASKS, Asker, Question
+from rerank.training.objectives import ASKS, Asker, Question, neutralised
 
 if TYPE_CHECKING:
+    from peft import PeftModel
     from transformers import TrainerControl, TrainerState
 
 log = logging.getLogger(__name__)
@@ -40,12 +42,14 @@ class Examples(TorchDataset[Questions]):
 
     def __init__(self, mixture: Mixture, strategy: str, asker: Asker) -> None:
         self._mixture, self._ask, self._asker = mixture, ASKS[strategy], asker
+        self._control = control_token_pattern(asker.encoder.control_tokens)
 
     def __len__(self) -> int:
         return len(self._mixture)
 
     def __getitem__(self, index: int) -> Questions:
-        return self._ask(self._mixture[index], self._asker, index)
+        shown = neutralised(self._mixture[index], self._control, self._asker.prompt.identifiers)
+        return self._ask(shown, self._asker, index)
 
 
 def collate(lists: list[Questions]) -> dict[str, list[Questions]]:
@@ -81,7 +85,8 @@ Watch = Callable[[Moment], None]
 
 
 class RankingTrainer(Trainer):  # type: ignore[misc]  # transformers has no types
-    """`measure` evaluates the model as it is; `objective` and `run` are how a batch becomes a loss."""
+    """`measure` evaluates the model as it is; `objective` and `run` are how a batch becomes a loss, to which
+    `regulariser` is added."""
 
     def __init__(
         self,
@@ -91,11 +96,12 @@ class RankingTrainer(Trainer):  # type: ignore[misc]  # transformers has no type
         batch_tokens: int,
         measure: Callable[[], float] | None,
         measure_name: str,
+        regulariser: Callable[[], Tensor] | None = None,
         **options: object,
     ) -> None:
         super().__init__(data_collator=collate, **options)
         self._objective, self._run, self._batch_tokens = objective, run, batch_tokens
-        self._measure, self._measure_name = measure, measure_name
+        self._measure, self._measure_name, self._regulariser = measure, measure_name, regulariser
         self.counts = Counts()
         self.model_accepts_loss_kwargs = False
 
@@ -118,6 +124,8 @@ class RankingTrainer(Trainer):  # type: ignore[misc]  # transformers has no type
             with nullcontext() if number == len(parts) else self.accelerator.no_sync(model):
                 with self.compute_loss_context_manager():
                     loss = self._objective.loss(part, self._run) / len(lists)
+                    if number == len(parts) and self._regulariser is not None:
+                        loss = loss + self._regulariser()
                 self.accelerator.backward(loss)
             total += loss.detach()
         self.counts.tokens += sum(len(a.fed) for each in lists for q in each for a in q.sequences)
@@ -212,6 +220,44 @@ class Reporter(TrainerCallback):  # type: ignore[misc]
                     state.global_step, state.max_steps, tokens_per_s=self.counts.speed, resumed=self._from, **self._seen
                 )
             )
+
+
+@dataclass(slots=True)
+class Allocation(TrainerCallback):  # type: ignore[misc]
+    """Tells AdaLoRA of every step, so that it gives up the least important directions of its layers.
+
+    PEFT would write what is left as smaller tensors, which neither resume nor give the same scores; here they keep
+    their size, with zeros. What it has counted so far lies beside each checkpoint.
+    """
+
+    model: PeftModel
+    _pattern: object = None
+
+    def on_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
+    ) -> None:
+        config = self.model.peft_config["default"]
+        config.rank_pattern = self._pattern
+        self.model.base_model.update_and_allocate(state.global_step)
+        self._pattern, config.rank_pattern = config.rank_pattern, None
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
+        if state.is_world_process_zero:
+            allocator = self.model.base_model.rankallocator
+            kept = {name: getattr(allocator, name) for name in ("ipt", "exp_avg_ipt", "exp_avg_unc")}
+            torch.save({"pattern": self._pattern, **kept}, self._file(args, state))
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
+    ) -> None:
+        if self._file(args, state).is_file():
+            kept = torch.load(self._file(args, state), map_location=args.device, weights_only=True)
+            self._pattern = kept.pop("pattern")
+            for name, counted in kept.items():
+                setattr(self.model.base_model.rankallocator, name, counted)
+
+    def _file(self, args: TrainingArguments, state: TrainerState) -> Path:
+        return Path(args.output_dir) / f"checkpoint-{state.global_step}" / "adalora.pt"
 
 
 def read_curve(file: Path) -> list[dict[str, float]]:

@@ -1,0 +1,405 @@
+"""Sources and the mixture: what is read, what is left out, and which lists come when."""
+
+from __future__ import annotations
+
+import json
+import logging
+import pickle
+import re
+from collections import Counter
+from collections.abc import Sequence
+from itertools import combinations
+from pathlib import Path
+from statistics import mean, pstdev
+
+import numpy as np
+import pytest
+import yaml
+from pydantic import ValidationError
+
+from rerank.data import Run, read_lists
+from rerank.errors import InputError, UnknownNameError
+from rerank.training.mixture import Curriculum, Mixture, draw, ease
+from rerank.training.sources import Pool, Source, fused, normalised, read_pools
+from rerank.types import Passage, Query
+
+
+def line(query_id: str, labels: Sequence[int | None], query: str | None = None, **more: object) -> str:
+    docs = [{"docid": f"{query_id}-{i}", "text": f"text {i}", "label": label} for i, label in enumerate(labels)]
+    return json.dumps({"qid": query_id, "query": query or f"about {query_id}", "docs": docs} | more) + "\n"
+
+
+def save_run(path: Path, run: Run) -> str:
+    rows = [f"{q} Q0 {d} 1 {score} t\n" for q, docs in run.items() for d, score in docs.items()]
+    path.write_text("".join(rows))
+    return path.name
+
+
+def pools(folder: Path, **settings: object) -> list[Pool]:
+    return read_pools(Source.model_validate({"dataset": "lists.jsonl"} | settings), folder)
+
+
+def labelled(pool: Pool) -> dict[str, float]:
+    return dict(zip([p.doc_id for p in pool.passages], pool.labels, strict=True))
+
+
+def pool(labels: Sequence[float], name: str = "q", source: str = "s", ranked: bool = True) -> Pool:
+    passages = tuple(Passage(f"text {i}", str(i)) for i in range(len(labels)))
+    return Pool(Query("what", name), passages, tuple(map(float, labels)), source, ranked)
+
+
+def source(**settings: object) -> Source:
+    return Source.model_validate({"dataset": "d"} | settings)
+
+
+# Sources
+
+
+def test_lists_become_pools_and_the_log_counts_what_is_left_out(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "lists.jsonl").write_text(
+        line("a", [0, 2, 1]) + line("b", [1, 1]) + line("c", [None, None]) + line("d", [0, 1], "Was it A TEST?")
+    )
+    (tmp_path / "test.tsv").write_text("t1\twas it a  test\n")
+    with caplog.at_level(logging.INFO, "rerank"):
+        (found,) = pools(tmp_path, exclude="test.tsv")
+    assert (found.query.query_id, labelled(found), found.ranked) == ("a", {"a-0": 0, "a-1": 2, "a-2": 1}, True)
+    (said,) = [r.getMessage() for r in caplog.records]
+    assert said.startswith("lists.jsonl: 1 of 4 queries; dropped: ")
+    for count in ("1 excluded", "1 that order nothing", "1 without judgments"):
+        assert count in said
+
+
+@pytest.mark.parametrize("name", ["test.jsonl", "lists2.jsonl", "beir", "beir:test", "test.txt"])
+def test_queries_are_left_out_by_their_words_whatever_names_them(name: str, tmp_path: Path, beir: Path) -> None:
+    (tmp_path / "lists.jsonl").write_text(
+        line("x", [0, 1], "Bone density?") + line("y", [0, 1], "how long does a flea live") + line("z", [0, 1])
+    )
+    asked = ["how long does a FLEA live", " bone  density"]
+    (tmp_path / "test.jsonl").write_text("".join(json.dumps({"_id": q, "text": q}) + "\n" for q in asked))
+    (tmp_path / "test.txt").write_text("\n".join(asked))
+    (tmp_path / "lists2.jsonl").write_text("".join(line(str(i), [0], q) for i, q in enumerate(asked)))
+    assert [p.query.query_id for p in pools(tmp_path, exclude=[name])] == ["z"]
+
+
+def test_words_alone_are_compared() -> None:
+    assert normalised("  What's  THE\tﬁne? ") == normalised("what s the fine") == "what s the fine"
+    assert normalised("a b") != normalised("ab")
+
+
+def test_judgments_of_a_folder_with_bm25_or_a_run(tmp_path: Path, beir: Path) -> None:
+    by_bm25 = pools(tmp_path, dataset="beir:test")
+    assert [labelled(p) for p in by_bm25] == [{"d1": 1, "d2": 0}, {"d3": 2, "d4": 1}]
+    run = save_run(tmp_path / "r.trec", {"q1": {"d2": 1.0, "d4": 3.0, "d1": 2.0}, "q2": {"d4": 2.0, "d3": 1.0}})
+    first, second = pools(tmp_path, dataset="beir:test", run=run)
+    assert by_bm25[0].ranked and first.ranked
+    assert [p.doc_id for p in first.passages] == ["d4", "d1", "d2"]  # by score
+    assert labelled(first) == {"d4": 0, "d1": 1, "d2": 0} and labelled(second) == {"d4": 1, "d3": 2}
+    assert [p.doc_id for p in pools(tmp_path, dataset="beir:test", run=run, depth=2)[0].passages] == ["d4", "d1"]
+    (dropped,) = pools(tmp_path, dataset="beir:test", run=run, unjudged="drop")  # q1 has one judged passage
+    assert dropped.query.query_id == "q2"
+
+
+def test_passages_of_a_corpus_are_shared(tmp_path: Path, beir: Path) -> None:
+    run = save_run(tmp_path / "r.trec", {q: {"d1": 3.0, "d3": 2.0, "d4": 1.0} for q in ("q1", "q2")})
+    first, second = pools(tmp_path, dataset="beir:test", run=run)
+    assert all(a is b for a, b in zip(first.passages, second.passages, strict=True))
+
+
+def test_texts_from_a_corpus(tmp_path: Path, beir: Path) -> None:
+    docs = [{"docid": "d1", "label": 1}, {"docid": "d2", "label": 0}]
+    (tmp_path / "lists.jsonl").write_text(json.dumps({"qid": 1, "query": "q", "docs": docs}) + "\n")
+    for name in ("beir", "beir/corpus.jsonl"):
+        (found,) = pools(tmp_path, corpus=name)
+        assert [(p.title, p.text[:8]) for p in found.passages] == [("Fleas", "the flea"), ("", "a cat ma")]
+    with pytest.raises(InputError, match="doc 'd1' has no 'text'"):
+        pools(tmp_path)
+    (tmp_path / "lists.jsonl").write_text(json.dumps({"qid": 1, "query": "bone flea", "docs": docs}) + "\n")
+    (searched,) = pools(tmp_path, corpus="beir", run="bm25")
+    assert labelled(searched) == {"d1": 1, "d2": 0, "d3": 0, "d4": 0}  # beyond what the list has
+    (given,) = pools(tmp_path, corpus="beir", run=save_run(tmp_path / "r.trec", {"1": {"d4": 2.0, "d1": 1.0}}))
+    assert labelled(given) == {"d4": 0, "d1": 1}
+
+
+def test_a_limit_takes_always_the_same_queries_and_not_the_first(tmp_path: Path) -> None:
+    (tmp_path / "lists.jsonl").write_text("".join(line(str(i), [0, 1]) for i in range(200)))
+    few, more = (([p.query.query_id for p in pools(tmp_path, limit=n)]) for n in (20, 50))
+    assert more[:20] == few and len(set(more)) == 50
+    assert few != [str(i) for i in range(20)]
+
+
+def test_spam_below_zero_is_not_relevant(tmp_path: Path, beir: Path) -> None:
+    (beir / "qrels" / "train.tsv").write_text("q1 0 d1 1\nq1 0 d2 -2\n")
+    run = save_run(tmp_path / "r.trec", {"q1": {"d1": 1.0, "d2": 2.0}})
+    (found,) = pools(tmp_path, dataset="beir:train", run=run)
+    assert labelled(found) == {"d2": 0, "d1": 1}
+
+
+# Teachers
+
+SCORES = {"a": 9.0, "b": 3.0, "c": 6.0}
+OTHERS = {"a": 0.1, "b": 0.3, "d": 0.9}
+
+
+def test_teachers_are_fused_as_the_mean_of_z_scores_over_what_all_scored() -> None:
+    assert fused([SCORES]) == SCORES
+
+    def z(scores: Run | dict[str, float], doc_id: str) -> float:
+        shared = [float(scores[d]) for d in ("a", "b")]  # type: ignore[arg-type]
+        return (float(scores[doc_id]) - mean(shared)) / pstdev(shared)  # type: ignore[arg-type]
+
+    three = {"a": 1.0, "b": 5.0, "c": 0.0, "d": 0.0}
+    expected = {d: (z(SCORES, d) + z(OTHERS, d) + z(three, d)) / 3 for d in ("a", "b")}
+    assert fused([SCORES, OTHERS, three]) == pytest.approx(expected)
+    assert fused([{"a": 1.0, "b": 2.0}, {"a": 7.1, "b": 7.1}]) == pytest.approx({"a": -0.5, "b": 0.5})
+    assert fused([{"a": 1.0}, {"b": 1.0}]) == {}
+
+
+def test_a_teacher_labels_the_dataset_s_own_candidates_in_their_order(tmp_path: Path) -> None:
+    (tmp_path / "lists.jsonl").write_text(line("a", [0, 2, 1]) + line("b", [0, 1]))
+    run = save_run(tmp_path / "t.trec", {"a": {"a-2": 5.0, "a-0": -1.5}})
+    (found,) = pools(tmp_path, teacher=run)
+    assert [(p.doc_id, label) for p, label in zip(found.passages, found.labels, strict=True)] == [
+        ("a-0", -1.5),
+        ("a-2", 5.0),
+    ]
+    assert found.ranked
+    (both,) = pools(tmp_path, teacher=[run], judgment_weight=10)
+    assert labelled(both) == {"a-0": -1.5 + 10 * 0, "a-2": 5.0 + 10 * 1}
+
+
+def test_without_a_first_stage_the_candidates_are_the_teachers_and_in_no_order_to_show(
+    tmp_path: Path, beir: Path
+) -> None:
+    one = save_run(tmp_path / "t.trec", {"q1": {"d1": 5.0, "d2": 4.0, "d3": 1.0}})
+    two = save_run(tmp_path / "u.trec", {"q1": {"d1": 0.0, "d2": 4.0, "d4": 1.0}})
+    (alone,) = pools(tmp_path, dataset="beir", teacher=one)
+    (found,) = pools(tmp_path, dataset="beir", teacher=[one, two], depth=2, labels="teacher", judgment_weight=3)
+    assert (labelled(alone), alone.ranked) == ({"d1": 5.0, "d2": 4.0, "d3": 1.0}, False)
+    assert labelled(found) == pytest.approx({"d1": (1 - 1) / 2 + 3, "d2": (-1 + 1) / 2})
+    for order in ("first-stage", "mixed"):
+        with pytest.raises(InputError, match=f"order: {order} needs a first stage.*give its run, or run: bm25"):
+            pools(tmp_path, dataset="beir", teacher=one, order=order)
+    (by_bm25,) = pools(tmp_path, dataset="beir", teacher=one, order="first-stage", run="bm25")
+    assert by_bm25.ranked and set(labelled(by_bm25)) == {"d1", "d2"}  # d3 has no word of the query
+
+
+def test_scores_inside_the_lists_teach_only_when_asked(tmp_path: Path) -> None:
+    docs = [{"docid": "a", "text": "t", "score": 2.5}, {"docid": "b", "text": "t", "score": 0.5}]
+    docs += [{"docid": "c", "text": "t"}]
+    (tmp_path / "lists.jsonl").write_text(json.dumps({"qid": 1, "query": "q", "docs": docs}) + "\n")
+    with pytest.raises(InputError, match="has no judgments to train on; give a teacher's run, or labels: teacher"):
+        pools(tmp_path)
+    (found,) = pools(tmp_path, labels="teacher")
+    assert labelled(found) == {"a": 2.5, "b": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("settings", "why"),
+    [
+        ({"dataset": "nope.jsonl"}, r"the dataset 'nope.jsonl' is not there .*relative to the recipe's folder"),
+        ({"dataset": "beir:trian"}, "unknown split of beir 'trian'; known: test"),
+        ({"teacher": "nope.trec"}, "the file 'nope.trec' is not there"),
+        ({"run": "nope.trec"}, "the file 'nope.trec' is not there"),
+        ({"exclude": "nope"}, "the dataset 'nope' is not there"),
+        ({"corpus": "nope"}, "the file 'nope' is not there"),
+    ],
+)
+def test_what_is_not_there_is_found_before_anything_is_read(
+    settings: dict[str, object], why: str, tmp_path: Path, beir: Path
+) -> None:
+    (tmp_path / "lists.jsonl").write_text("broken")
+    with pytest.raises(InputError, match=why):
+        source(**{"dataset": "lists.jsonl"} | settings).check(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("settings", "why"),
+    [
+        ({"teacher": "other.trec"}, "the teacher other.trec and lists.jsonl share no query id"),
+        ({"run": "bm25"}, "run: bm25 needs a corpus to search"),
+        ({"exclude": "lists.jsonl"}, r"no query is left to train on \(dropped: 1 excluded\)"),
+        ({"dataset": "plain.jsonl", "labels": "teacher", "judgment_weight": 1.0}, "take judgment_weight out"),
+        ({"dataset": "beir", "corpus": "beir"}, "a corpus serves lists"),
+    ],
+)
+def test_what_does_not_go_together_is_said(settings: dict[str, object], why: str, tmp_path: Path, beir: Path) -> None:
+    (tmp_path / "lists.jsonl").write_text(line("a", [0, 1]))
+    (tmp_path / "plain.jsonl").write_text(line("a", [None, None]))
+    save_run(tmp_path / "other.trec", {"z": {"a-0": 1.0}})
+    with pytest.raises(InputError, match=why):
+        pools(tmp_path, **settings)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"labels": "judgments", "teacher": "t"},
+        {"judgment_weight": 1.0},
+        {"teacher": "t", "unjudged": "drop"},
+        {"depth": 1},
+        {"size": 1},
+        {"weight": 0},
+        {"wieght": 1},
+    ],
+)
+def test_no_setting_is_ignored(settings: dict[str, object]) -> None:
+    with pytest.raises(ValidationError):
+        source(**settings)
+
+
+def test_a_named_sample_needs_no_path(tmp_path: Path) -> None:
+    found = read_pools(Source(dataset="sample:scifact", limit=10), tmp_path)
+    assert len(found) == 10 and all(len(p.passages) > 2 for p in found)
+    with pytest.raises(UnknownNameError):
+        read_pools(Source(dataset="sample:scifct"), tmp_path)
+
+
+# The mixture
+
+
+def mixture(sizes: Sequence[int] = (7, 30), *, total: int | None = 200, seed: int = 3, **settings: object) -> Mixture:
+    parts = []
+    for number, size in enumerate(sizes):
+        own = [pool([2, 0, 1, 0, 0, 1, 0, 3, 0, 0, 0], f"{number}.{i}", str(number)) for i in range(size)]
+        parts.append((source(size=4, weight=1 + 2 * number, **settings), own))
+    return Mixture(parts, seed=seed, total=total)
+
+
+def test_a_list_depends_on_the_seed_and_its_number_only() -> None:
+    straight = list(mixture())
+    fresh, longer = mixture(), mixture(total=900)
+    for i in (199, 3, 120, 0, 77):
+        assert fresh[i] == straight[i] == longer[i] == pickle.loads(pickle.dumps(fresh))[i]
+    assert fresh[-1] == straight[199] and len(fresh) == len(straight) == 200
+    with pytest.raises(IndexError):
+        fresh[200]
+    other = list(mixture(seed=4))
+    assert sum(a == b for a, b in zip(straight, other, strict=True)) < 20
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_every_beginning_has_the_shares_that_the_weights_give(seed: int) -> None:
+    weights = [1.0, 0.5, 7.0, 2.5]
+    parts = [(source(weight=w), [pool([0, 1], source=str(i))] * 3) for i, w in enumerate(weights)]
+    lists = [x.source for x in Mixture(parts, seed=seed, total=1000)]
+    for i in (1, 10, 100, 999, 1000):
+        counts = Counter(lists[:i])
+        for number, weight in enumerate(weights):
+            share = weight / sum(weights)
+            assert abs(counts[str(number)] - share * i) <= 1 + share * len(weights)
+
+
+def test_all_pools_are_shown_before_one_comes_again_and_each_pass_has_its_own_order() -> None:
+    names = [x.query.query_id for x in mixture(total=400) if x.source == "0"]
+    assert len(names) == pytest.approx(100, abs=3)
+    passes = [tuple(names[i : i + 7]) for i in range(0, 7 * (len(names) // 7), 7)]
+    assert all(len(set(each)) == 7 for each in passes)
+    assert len(set(passes)) > 1
+    assert len(mixture(total=None)) == 37
+
+
+@pytest.mark.parametrize("sample", ["spread", "top", "random"])
+@pytest.mark.parametrize("order", ["shuffled", "first-stage", "mixed"])
+def test_a_drawn_list_has_distinct_passages_and_orders_something(sample: str, order: str) -> None:
+    for labels in ([0] * 30 + [1], [1] * 30 + [0], list(range(12)), [0, 1], [3, 3, 2, 2, 1]):
+        for size in (2, 3, 8, 20):
+            for seed in range(5):
+                own, wanted = pool(labels), source(sample=sample, order=order, size=size)
+                shown = draw(own, wanted, np.random.default_rng(seed))
+                assert len(shown) == len(set(shown)) == min(size, len(labels))
+                assert len({labels[i] for i in shown}) > 1
+                if order == "first-stage":
+                    assert shown == sorted(shown)
+
+
+def test_mixed_order_is_the_first_stage_s_half_of_the_time() -> None:
+    own, wanted, n = pool(range(50)), source(order="mixed", size=10), 400
+    drawn = [draw(own, wanted, np.random.default_rng(seed)) for seed in range(n)]
+    in_order = sum(shown == sorted(shown) for shown in drawn)
+    assert abs(in_order - n / 2) < 4 * (n / 4) ** 0.5  # four standard deviations
+
+
+def test_spread_holds_every_grade_and_top_scores_from_all_over() -> None:
+    graded = [0] * 90 + [1] * 7 + [2, 2] + [3]
+    for seed in range(50):
+        shown = draw(pool(graded), source(size=6), np.random.default_rng(seed))
+        assert {graded[i] for i in shown} == {0, 1, 2, 3}
+    scored = np.random.default_rng(0).permutation(97)
+    for seed in range(50):
+        shown = draw(pool(scored.tolist()), source(size=9), np.random.default_rng(seed))
+        found = sorted((int(scored[i]) for i in shown), reverse=True)
+        assert found[0] == 96
+        # the other 96, best first, in 8 slices of 12: one of each
+        assert [(95 - label) // 12 for label in found[1:]] == list(range(8))
+
+
+def test_spread_and_random_reach_every_passage() -> None:
+    for sample in ("spread", "random"):
+        own, wanted = pool([0] * 8 + [1, 1]), source(sample=sample, size=4)
+        seen = {i for seed in range(60) for i in draw(own, wanted, np.random.default_rng(seed))}
+        assert seen == set(range(10))
+
+
+def test_top_takes_a_best_passage_and_the_head() -> None:
+    labels = [0] * 40 + [1] + [0] * 9
+    for seed in range(50):
+        shown = draw(pool(labels), source(sample="top", size=5), np.random.default_rng(seed))
+        assert 40 in shown and all(i < 8 for i in shown if i != 40)
+
+
+# Curriculum
+
+
+def test_ease_is_the_paper_s_for_a_pair_and_its_mean_for_a_list() -> None:
+    labels = [0, 2, 1, 0, 2]
+    own = pool(labels)
+
+    def paper(better: int, worse: int) -> float:
+        return (1 / (better + 1) - 1 / (worse + 1) + 1) / 2
+
+    assert ease(own, [1, 3]) == pytest.approx(paper(1, 3))
+    assert ease(own, [3, 1]) == pytest.approx(paper(1, 3))
+    pairs = [(i, j) if labels[i] > labels[j] else (j, i) for i, j in combinations(range(5), 2)]
+    expected = mean(paper(i, j) for i, j in pairs if labels[i] != labels[j])
+    assert ease(own, [4, 0, 3, 2, 1]) == pytest.approx(expected)
+
+
+def test_weights_go_from_ease_to_one() -> None:
+    curriculum = Curriculum(0.4)
+    assert [curriculum.weight(0.3, t) for t in (0, 0.1, 0.4, 0.9)] == pytest.approx([0.3, 0.3 + 0.25 * 0.7, 1, 1])
+    parts = [(source(size=2), [pool([0, 1]), pool([1, 0])])]
+    weights = [x.weight for x in Mixture(parts, seed=0, total=100, curriculum=curriculum)]
+    assert set(weights[40:]) == {1.0}
+    eases = {curriculum.weight(e, i / 100) for i in range(40) for e in (0.25, 0.75)}  # (1/2 -+ 1/2 + 1) / 2
+    assert {round(w, 9) for w in weights[:40]} <= {round(w, 9) for w in eases}
+    assert {x.weight for x in Mixture(parts, seed=0, total=9)} == {1.0}
+
+
+def test_what_needs_a_first_stage_is_refused_without_one() -> None:
+    own = [pool([0, 1], ranked=False)]
+    Mixture([(source(), own)], seed=0, total=5)
+    with pytest.raises(InputError, match="d has no first stage, which order and curriculum go by"):
+        Mixture([(source(), own)], seed=0, total=5, curriculum=Curriculum())
+    with pytest.raises(InputError, match="d has no first stage"):
+        Mixture([(source(order="mixed"), own)], seed=0, total=5)
+    for bad in ({"seed": -1}, {"seed": 0, "total": 0}):
+        with pytest.raises(InputError, match="give a seed of at least 0 and a total of at least 1"):
+            Mixture([(source(), own)], **bad)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="d has no pools"):
+        Mixture([(source(), [])], seed=0)
+    with pytest.raises(InputError, match="until 0"):
+        Curriculum(0.0)
+
+
+def test_what_the_docs_show_is_run(capsys: pytest.CaptureFixture[str]) -> None:
+    text = (Path(__file__).parents[1] / "docs" / "training-data.md").read_text(encoding="utf-8")
+    blocks = dict(re.findall(r"^```(yaml|python|json)\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL))
+    assert len([Source.model_validate(entry) for entry in yaml.safe_load(blocks["yaml"])["data"]]) == 3
+    ((_, labels),) = read_lists([blocks["json"]])
+    assert labels == {"a": 2}
+    exec(compile(blocks["python"], "training-data.md", "exec"), {})
+    assert "1.0" in capsys.readouterr().out
+    keys = set(re.findall(r"`(\w+)`", text))
+    assert set(Source.model_fields) - {"name"} <= keys, "every key is explained"
