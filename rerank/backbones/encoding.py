@@ -84,26 +84,29 @@ class Encoder:
 
     def written(self, tail: str, pieces: Sequence[tuple[str, int]]) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """An answer that should follow `tail`, given in pieces, each with a mark: its tokens, and for each token the
-        mark of the first piece with a mark that it has a part of, or 0. Raises LabelError where the answer's
-        beginning melts into a token of the tail."""
+        mark of the first piece with a mark that it has a part of, or 0. Where its beginning melts into a token of the
+        tail they are the tokens of the answer by itself. Raises LabelError where these cannot follow the tail."""
         before, text = self.continuation(tail), "".join(piece for piece, _ in pieces)
         encoded = self.tokenizer(tail + text, add_special_tokens=False, return_offsets_mapping=True)
-        ids: list[int] = encoded["input_ids"]
-        if tuple(ids[: len(before)]) != before:
-            raise LabelError(f"{text[:16]!r} does not begin with a token of its own after {tail[-16:]!r}")
+        ids, position, start = tuple(encoded["input_ids"]), len(tail), len(before)
+        if ids[:start] != before:
+            encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+            joined, ids, position, start = ids, tuple(encoded["input_ids"]), 0, 0
+            if not self._can_follow(tail, text, ids, joined):
+                raise LabelError(f"{text[:16]!r} does not begin with a token of its own after {tail[-16:]!r}")
         spans: list[tuple[int, int, int]] = []
-        position = len(tail)
         for piece, mark in pieces:
             spans.append((position, position + len(piece), mark))
             position += len(piece)
         marks = [
-            next((mark for first, last, mark in spans if mark and first < end and start < last), 0)
-            for start, end in encoded["offset_mapping"][len(before) :]
+            next((mark for first, last, mark in spans if mark and first < right and left < last), 0)
+            for left, right in encoded["offset_mapping"][start:]
         ]
-        return tuple(ids[len(before) :]), tuple(marks)
+        return ids[start:], tuple(marks)
 
     def label_ids(self, tail: str, labels: tuple[str, ...]) -> tuple[int, ...]:
-        """The token of each label as it stands after `tail`."""
+        """The token of each label as it stands after `tail`, or by itself where it melts into a token of the tail: the
+        model is asked what comes after the tail's own tokens, "[" say, though the two together are one, "[A"."""
         return self._label_ids(tail, labels)
 
     def _find_label_ids(self, tail: str, labels: tuple[str, ...]) -> tuple[int, ...]:
@@ -111,18 +114,34 @@ class Encoder:
         found: dict[int, str] = {}
         for label in labels:
             after = self.continuation(tail + label)
+            token = after[-1:]
             if after[:-1] != before:
-                pieces = self.tokenizer.convert_ids_to_tokens(after)[-3:]
+                token = self.continuation(label)
+                if len(token) != 1 or not self._can_follow(tail, label, token, after):
+                    pieces = self.tokenizer.convert_ids_to_tokens(after)[-3:]
+                    raise LabelError(
+                        f"label {label!r} is not one token of its own after {tail[-16:]!r} for {self._model} (it ends "
+                        f"in {pieces}); use a prompt with other labels or another prefix"
+                    )
+            if token[0] in found:
                 raise LabelError(
-                    f"label {label!r} is not one token of its own after {tail[-16:]!r} for {self._model} (it ends in "
-                    f"{pieces}); use a prompt with other labels or another prefix"
+                    f"labels {found[token[0]]!r} and {label!r} are the same token {token[0]} for {self._model}"
                 )
-            if after[-1] in found:
-                raise LabelError(
-                    f"labels {found[after[-1]]!r} and {label!r} are the same token {after[-1]} for {self._model}"
-                )
-            found[after[-1]] = label
+            found[token[0]] = label
         return tuple(found)
+
+    def _can_follow(self, tail: str, text: str, alone: tuple[int, ...], joined: tuple[int, ...]) -> bool:
+        """Whether a text's tokens by itself can follow those of the tail, where the two together are `joined`.
+
+        Not where they bring a space along, as a sentencepiece tokenizer's "▁A" after "[". Nor where the tail ends in
+        a space that belongs to the text's first token, as in "Passage A": no model has seen the two apart.
+        """
+        if tail[-1:].isspace() and joined[-len(alone) :] != alone:
+            return False
+        before = self.continuation(tail)
+        plain = self.tokenizer.decode(before, clean_up_tokenization_spaces=False)
+        whole = self.tokenizer.decode([*before, *alone], clean_up_tokenization_spaces=False)
+        return bool(whole == f"{plain}{text}")
 
     def _render(self, dialogue: Dialogue, passages: Sequence[str]) -> tuple[str, list[int]]:
         fill = iter(passages)

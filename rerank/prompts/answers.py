@@ -15,6 +15,12 @@ from rerank.calls import Regex
 from rerank.types import Outcome, Outcomes
 
 LETTERS = tuple("ABCDEFGHIJKLMNOPQRSTUVWXYZ")
+Identifiers = Literal["letters", "numbers"]
+
+
+def names(identifiers: Identifiers, n: int) -> tuple[str, ...]:
+    """What n passages are called, in their order: A, B, … or 1, 2, …"""
+    return LETTERS[:n] if identifiers == "letters" else tuple(str(i + 1) for i in range(n))
 
 
 class _Spec(BaseModel):
@@ -80,21 +86,21 @@ class Identifier(_Spec):
 
 
 class Permutation(_Spec):
-    """RankGPT: `[2] > [1] > …`, identifiers from 1 (Sun et al., EMNLP 2023, section 4).
+    """RankGPT: `[2] > [1] > …` (Sun et al., EMNLP 2023, section 4), or by letters `[B] > [A] > …`.
 
     `tokens_per_item` bounds the answer: that many tokens for each passage asked for. Generation ends at
     any of `stop`. `constrained` has the engine write nothing but identifiers and `>`, as many as passages.
     """
 
     kind: Literal["permutation"]
-    identifiers: Literal["numbers"] = "numbers"
+    identifiers: Identifiers = "numbers"
     tokens_per_item: int = Field(gt=0)
     stop: tuple[str, ...] = ()
     constrained: bool = False
 
     def constraint(self, n: int, wanted: int) -> Regex | None:
         """`wanted` of n identifiers in a row; that none comes twice is not asked, and seen when the answer is read."""
-        one = rf"\[({'|'.join(str(i + 1) for i in range(n))})\]"
+        one = rf"\[({'|'.join(names(self.identifiers, n))})\]"
         return Regex(rf"{one}( > {one}){{{wanted - 1}}}") if self.constrained else None
 
 
@@ -110,35 +116,44 @@ AnswerSpec = Annotated[
     Binary | Graded | Likelihood | Score | Identifier | Permutation | Text, Field(discriminator="kind")
 ]
 
-_IDENTIFIER = re.compile(r"\[\s*(\d{1,6})\s*\]")
+_IDENTIFIER: dict[Identifiers, re.Pattern[str]] = {
+    "numbers": re.compile(r"\[\s*(\d{1,6})\s*\]"),
+    "letters": re.compile(r"\[\s*([A-Za-z])\s*\]"),
+}
 _SEPARATOR = re.compile(r"[\s>,;=.\-→]*")
 
 
-def read_permutation(text: str, n: int, top: int | None = None) -> tuple[list[int], Outcomes]:
-    """The longest chain of bracketed identifiers `[i]`, 1 <= i <= n, as 0-based positions.
+def read_permutation(
+    text: str, n: int, top: int | None = None, identifiers: Identifiers = "numbers"
+) -> tuple[list[int], Outcomes]:
+    """The longest chain of bracketed identifiers, `[2]` or `[B]`, of n passages, as 0-based positions.
 
     A chain is an answer when it is written with `>`, or when nothing but identifiers is there; an error
     message or a sentence in which numbers happen to stand is not.
-    clean: each of 1..n once. repaired: repeats and foreign numbers dropped, missing ones appended in the
+    clean: each of the n once. repaired: repeats and foreign identifiers dropped, missing ones appended in the
     given order, all counted. failed: no answer; the given order stands. Where only the best `top` were asked
     for, only what those lack is missing.
 
     >>> read_permutation("[2] > [1] > [2] > [9]", 3)[0]
     [1, 0, 2]
+    >>> read_permutation("[B] > [A] > [C]", 3, identifiers="letters")[0]
+    [1, 0, 2]
     >>> str(read_permutation("HTTP error [429], see section [2]", 3)[1])
     '1 failed'
     """
+    identifier = _IDENTIFIER[identifiers]
     chains: list[tuple[list[int], bool]] = []
     end = -1
-    for match in _IDENTIFIER.finditer(text):
+    for match in identifier.finditer(text):
         gap = _SEPARATOR.fullmatch(text, end, match.start()) if chains else None
         if gap is None:
             chains.append(([], False))
-        numbers, ordered = chains[-1]
-        chains[-1] = ([*numbers, int(match[1]) - 1], ordered or (gap is not None and ">" in gap[0]))
+        named, ordered = chains[-1]
+        position = LETTERS.index(match[1].upper()) if identifiers == "letters" else int(match[1]) - 1
+        chains[-1] = ([*named, position], ordered or (gap is not None and ">" in gap[0]))
         end = match.end()
-    bare = not _SEPARATOR.sub("", _IDENTIFIER.sub("", text))
-    chain = max((numbers for numbers, ordered in chains if ordered or bare), key=len, default=[])
+    bare = not _SEPARATOR.sub("", identifier.sub("", text))
+    chain = max((named for named, ordered in chains if ordered or bare), key=len, default=[])
     order = list(dict.fromkeys(i for i in chain if 0 <= i < n))
     if not order:
         return list(range(n)), Outcomes.of(Outcome.FAILED)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from string import Formatter
@@ -32,15 +33,18 @@ from rerank.prompts.answers import (
     Binary,
     Graded,
     Identifier,
+    Identifiers,
     Likelihood,
     Permutation,
     Score,
     Text,
+    names,
     read_permutation,
 )
 from rerank.types import Outcome, Outcomes, Passage, Query
 
 _FOLDER = Path(__file__).parent
+_FILE = re.compile(r"(.+)\.v(\d+)\.yaml")  # a file's name says the prompt's: to load one prompt, one file is read
 
 
 class _Turn(BaseModel):
@@ -145,7 +149,7 @@ class Prompt(BaseModel):
         return not isinstance(self.answer, Text)
 
     @property
-    def identifiers(self) -> Literal["letters", "numbers"] | None:
+    def identifiers(self) -> Identifiers | None:
         """How passages are named in the prompt; passages must not be able to forge these."""
         return self.answer.identifiers if isinstance(self.answer, Identifier | Permutation) else None
 
@@ -153,6 +157,12 @@ class Prompt(BaseModel):
     def max_passages(self) -> int | None:
         """The most passages that one call can name."""
         return len(LETTERS) if self.identifiers == "letters" else None
+
+    def names(self, n: int) -> tuple[str, ...]:
+        """The identifiers of n passages, in the order in which they are shown. Raises InputError for too many."""
+        if self.max_passages is not None and n > self.max_passages:
+            raise InputError(f"prompt {self.name!r} can name {self.max_passages} passages, not {n}")
+        return names(self.identifiers or "numbers", n)
 
     @property
     def asks_top(self) -> bool:
@@ -165,13 +175,11 @@ class Prompt(BaseModel):
     ) -> Call:
         """The call that shows these passages, in this order.
 
-        Where passages are named by letters it is a LabelCall whose labels are in the order of the passages: label
+        Where the answer is an identifier it is a LabelCall whose labels are in the order of the passages: label
         i names passage i, so that training may set a relevance beside each label's logit. `top` asks for the best
         few only, of a prompt that `asks_top`; None for all.
         """
-        names = LETTERS if self.identifiers == "letters" else tuple(str(i + 1) for i in range(len(passages)))
-        if self.max_passages is not None and len(passages) > self.max_passages:
-            raise InputError(f"prompt {self.name!r} can name {self.max_passages} passages, not {len(passages)}")
+        labels = self.names(len(passages))
         if top is not None and not self.asks_top:
             raise PromptError(f"prompt {self.name!r} asks for all passages; for the top {top} it must say {{top}}")
         n = len(passages)
@@ -182,8 +190,8 @@ class Prompt(BaseModel):
             "top": [Span(str(wanted))],
         }
         items = [
-            {"label": [Span(name)], "passage": [Span(passage.full_text, passage=True)]}
-            for name, passage in zip(names, passages, strict=False)
+            {"label": [Span(label)], "passage": [Span(passage.full_text, passage=True)]}
+            for label, passage in zip(labels, passages, strict=True)
         ]
         if self.each_passage is not None:
             common["passages"] = [span for item in items for span in _fill(self.each_passage, item)]
@@ -203,7 +211,7 @@ class Prompt(BaseModel):
             case Likelihood():
                 return LikelihoodCall(dialogue, query.text)
             case Identifier():
-                return LabelCall(dialogue, LETTERS[: len(passages)])
+                return LabelCall(dialogue, labels)
             case Permutation():
                 constraint = self.answer.constraint(n, wanted)
                 return GenerateCall(dialogue, self.answer.tokens_per_item * wanted, self.answer.stop, constraint)
@@ -237,7 +245,7 @@ class Prompt(BaseModel):
             case Identifier():
                 return Order(list(range(n)), None, Outcomes.of(Outcome.FAILED))
             case Permutation():
-                positions, outcomes = read_permutation(self.prefix + answer.text, n, top)
+                positions, outcomes = read_permutation(self.prefix + answer.text, n, top, self.answer.identifiers)
                 return Order(positions, None, outcomes)
         raise PromptError(f"prompt {self.name!r} scores one passage; it does not order several")
 
@@ -277,11 +285,11 @@ def load_prompt(name: str | Path) -> Prompt:
     if isinstance(name, Path) or name.endswith((".yaml", ".yml")):
         return _read(Path(name))
     wanted, _, version = name.partition("@")
-    found = [p for p in list_prompts() if p.name == wanted and version in ("", str(p.version))]
+    shipped = [(path, match) for path in _FOLDER.iterdir() if (match := _FILE.fullmatch(path.name))]
+    found = [(int(m[2]), path) for path, m in shipped if m[1] == wanted and version in ("", m[2])]
     if not found:
-        known = {f"{p.name}@{p.version}" if version else p.name for p in list_prompts()}
-        raise UnknownNameError("prompt", name, known)
-    return max(found, key=lambda p: p.version)
+        raise UnknownNameError("prompt", name, {f"{m[1]}@{m[2]}" if version else m[1] for _, m in shipped})
+    return _read(max(found)[1])
 
 
 def _read(path: Path) -> Prompt:

@@ -77,7 +77,10 @@ def configuration(
     if str(begins := options.get("init_lora_weights")).startswith(_NEEDS_MORE):
         raise InputError(f"init_lora_weights {begins} is not done here; leave it out, or give eva, pissa or olora")
     more = {"total_step": steps} if kind == "ADALORA" and "total_step" not in options else {}
-    chosen = targets if isinstance(targets, str) else list(targets)
+    if isinstance(targets, str):  # to PEFT a string is a regular expression for a layer's whole path
+        chosen: str | list[str] = [targets] if targets.isidentifier() else targets
+    else:
+        chosen = list(targets)
     task = "SEQ_CLS" if head else "CAUSAL_LM"
     try:
         with warnings.catch_warnings(action="ignore"):  # of defaults that nobody asked about

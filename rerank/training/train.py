@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 
 from rerank.adapters import Purpose
 from rerank.errors import InputError
+from rerank.training.card import write_card
 from rerank.training.checks import check_labels, check_options, rank_loss
 from rerank.training.development import Development, read_development
 from rerank.training.mixture import Mixture
@@ -94,6 +95,7 @@ class _Session:
         schedule = recipe.schedule
         wanted = schedule.lists or sum(len(own) for _, own in pools)
         self.steps = -(-wanted // schedule.batch)
+        self.sources = [(source.title, len(own)) for source, own in pools]
         self.mixture = Mixture(pools, seed=recipe.seed, total=self.steps * schedule.batch, curriculum=recipe.order)
         self.args = self._arguments()
         self.weights = self._load()
@@ -127,6 +129,8 @@ class _Session:
         result = Trained(folder, self.steps, losses[-1] if losses else None, measure, kept, trainer.counts.speed)
         if self.args.process_index == 0:
             record(self.out, result, self._measured)
+            told = {"steps": result.steps, f"{self._measured}, development set": measure, "loss": result.loss}
+            write_card(folder, self.recipe, self.weights.name, self.sources, told)
         return result
 
     @property
