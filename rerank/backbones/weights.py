@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from rerank.backbones import packing, speedups
+from rerank.backbones.base import common_prefix
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from rerank.backbones.encoding import Encoder
 
 Ids = Sequence[int]
+
+_HEAD = 64  # tokens from which a beginning is read once before generation
 
 
 @dataclass(slots=True)
@@ -141,6 +144,20 @@ class Weights:
         tolerance = 1e-3 if self.model.dtype == torch.float32 else 0.1
         return bool((own - ours).abs().max() <= tolerance * own.abs().max())
 
+    def _shared_head(self, sequences: Sequence[Ids]) -> list[int]:
+        """What all sequences begin with, where reading it once is worth a cache of its own: few-shot examples, say.
+
+        At least a token of each is left. Only where every layer looks at all positions, so that the padding that
+        stands behind the head changes nothing.
+        """
+        ordered = sorted(map(tuple, sequences))  # what the first and the last have in common, all have
+        common = min(common_prefix(ordered[0], ordered[-1]), min(map(len, sequences)) - 1)
+        if len(sequences) < 2 or common < _HEAD or common * 4 < max(map(len, sequences)):
+            return []
+        if self.packs is None:
+            self.packs = self.probe(sequences[0])
+        return list(sequences[0][:common]) if self.packs else []
+
     def _pad_left(self, sequences: Sequence[Ids]) -> tuple[Tensor, Tensor, Tensor]:
         longest = max(map(len, sequences))
         ids = torch.zeros(len(sequences), longest, dtype=torch.long)
@@ -157,7 +174,16 @@ class Weights:
         """Greedy continuations, each up to its own `max_tokens`, the model's end, or shortly after a stop."""
         from transformers import GenerationConfig, StoppingCriteriaList
 
-        ids, mask, _ = self._pad_left(sequences)
+        head = self._shared_head(sequences)
+        ids, mask, _ = self._pad_left([sequence[len(head) :] for sequence in sequences])
+        known: dict[str, object] = {}
+        if head:
+            first = torch.tensor([head], device=self.device).expand(len(sequences), -1)
+            ids, mask = torch.cat([first, ids], 1), torch.cat([torch.ones_like(first), mask], 1)
+            with self._uncompiled():
+                cache = self.model(input_ids=first[:1], use_cache=True, logits_to_keep=1).past_key_values
+            cache.batch_repeat_interleave(len(sequences))
+            known["past_key_values"] = cache
         own = self.model.generation_config
         end = own.eos_token_id if own is not None else None
         ends = [] if end is None else [end] if isinstance(end, int) else list(end)
@@ -185,6 +211,7 @@ class Weights:
                 attention_mask=mask,
                 generation_config=config,
                 stopping_criteria=StoppingCriteriaList([stopped]),
+                **known,
             )[:, start:].tolist()
         found = []
         for row, limit in zip(written, max_tokens, strict=True):
