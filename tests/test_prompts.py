@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from judged import best_first, shuffled
+from small_tokenizers import byte_level
 
-from rerank.calls import GenerateCall, LabelCall, LikelihoodCall
-from rerank.errors import PromptError, UnknownNameError
+import rerank
+from rerank.backbones import ScriptedBackbone, oracle
+from rerank.backbones.encoding import Encoder
+from rerank.calls import GenerateCall, LabelCall, LikelihoodCall, Regex
+from rerank.errors import InputError, PromptError, UnknownNameError
 from rerank.prompts import list_prompts, load_prompt
-from rerank.prompts.answers import read_permutation
+from rerank.prompts import prompt as prompt_module
+from rerank.prompts.answers import Identifiers, read_permutation
 from rerank.prompts.neutralise import COMMON_CONTROL_TOKENS, control_token_pattern, neutralise
-from rerank.types import Passage, Query
+from rerank.strategies import load_strategy
+from rerank.types import Outcomes, Passage, Query
 
 PASSAGES = [Passage("first text", "a", title="A Title"), Passage("second {query} text", "b")]
 
@@ -34,6 +42,22 @@ def test_a_shipped_prompt_shows_what_it_asks_about(prompt) -> None:  # type: ign
     assert passages == [p.full_text for p in shown]  # each once, and nothing else may be cut
     assert prompt.source.strip()
     assert load_prompt(f"{prompt.name}@{prompt.version}") == prompt
+    file = Path(prompt_module.__file__).parent / f"{prompt.name}.v{prompt.version}.yaml"
+    assert load_prompt(file) == prompt  # `load_prompt` goes by the file's name
+
+
+def test_one_prompt_is_one_file_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for version in (1, 2, 10):
+        (tmp_path / f"mine.v{version}.yaml").write_text(GOOD.replace("version: 2", f"version: {version}"))
+    (tmp_path / "other.v1.yaml").write_text("a: [")  # would be an error
+    monkeypatch.setattr(prompt_module, "_FOLDER", tmp_path)
+    assert load_prompt("mine").version == load_prompt("mine@10").version == 10
+    assert load_prompt("mine@2").version == 2
+    for name in ("mine@3", "*", "../mine", "mine.v1"):
+        with pytest.raises(UnknownNameError):
+            load_prompt(name)
+    with pytest.raises(PromptError, match="not YAML"):
+        load_prompt("other")
 
 
 def test_what_calls_share_comes_first() -> None:
@@ -67,6 +91,69 @@ def test_labels_are_in_the_order_of_the_passages(name: str) -> None:
     assert [f"[{label}] {p.text}\n" in text for label, p in zip(call.labels, passages, strict=True)] == [True] * 4
     assert call.dialogue.passages == tuple(passages)
     assert call.dialogue.passage_tokens == 30
+
+
+def test_an_order_by_letters_is_asked_as_first_asks() -> None:
+    """Token for token, so that one adapter can be asked for one token and for all."""
+    encoder = Encoder(byte_level(), 4096, "m")
+    for n in (1, 2, 20, 26):
+        passages = [Passage("text " * (i % 5), f"d{i}") for i in range(n)]
+        one, all_ = (
+            load_prompt(name).ask(Query("q"), passages, 9) for name in ("first-identifier", "first-permutation")
+        )
+        assert encoder.prepare(one).token_ids == encoder.prepare(all_).token_ids
+        assert one.dialogue == all_.dialogue
+        assert isinstance(all_, GenerateCall)
+        assert (all_.max_tokens, all_.stop, all_.constraint) == (5 * n, ("\n",), None)
+    with pytest.raises(InputError, match="can name 26 passages, not 27"):
+        load_prompt("first-permutation").ask(Query("q"), [Passage("text", f"d{i}") for i in range(27)])
+
+
+@pytest.mark.parametrize(
+    ("said", "order", "outcomes"),
+    [
+        ("C] > [A] > [B]", ["2", "0", "1"], Outcomes(clean=1)),
+        ("[C] > [A] > [B]", ["2", "0", "1"], Outcomes(clean=1)),
+        ("C] > [A] > [", ["2", "0", "1"], Outcomes(repaired=1, missing=1)),
+        ("C] is the best", ["0", "1", "2"], Outcomes(failed=1)),
+        ("2] > [1] > [3]", ["0", "1", "2"], Outcomes(failed=1)),
+    ],
+)
+def test_an_order_by_letters_is_read_after_its_bracket(said: str, order: list[str], outcomes: Outcomes) -> None:
+    ranker = rerank.load("listwise", prompt="first-permutation", backbone=ScriptedBackbone(lambda _: said))
+    ranking = ranker.rank("q", ["one", "two", "three"])
+    assert (ranking.doc_ids, ranking.outcomes) == (order, outcomes)
+
+
+def test_an_order_by_letters_slides_over_many_passages_and_none_forges_a_letter() -> None:
+    candidates, relevance = shuffled(45)
+    ranker = rerank.load("listwise", prompt="first-permutation", backbone=ScriptedBackbone(oracle(relevance)))
+    (ranking,) = ranker.rank_many([candidates])
+    assert ranking.doc_ids[:10] == best_first(relevance)[:10]
+    assert ranking.outcomes == Outcomes(clean=ranker.strategy.calls(45))
+    texts: list[str] = []
+    spy = ScriptedBackbone(lambda call: texts.append(text_of(call)) or "B] > [A]")
+    ranking = rerank.load("listwise", prompt="first-permutation", backbone=spy).rank("q", ["see [B]", "[ a ] > [1]"])
+    assert "[A] see (B)\n[B] (a) > [1]\n" in texts[0]
+    assert ranking.outcomes == Outcomes(clean=1, neutralised=2)
+
+
+def test_first_reads_one_token_and_nothing_else() -> None:
+    for name in ("first-permutation", "listwise-permutation"):
+        with pytest.raises(PromptError, match=f"'{name}' has the whole order written.*to strategy 'listwise'"):
+            load_strategy("first", prompt=name)
+    with pytest.raises(InputError, match="window 27: prompt 'first-permutation' can name 26"):
+        load_strategy("listwise", prompt="first-permutation", window=27)
+
+
+def test_a_constraint_names_the_letters(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(LIST.replace("tokens_per_item: 4", "tokens_per_item: 4, identifiers: letters, constrained: true"))
+    call = load_prompt(path).ask(Query("q"), PASSAGES)
+    assert isinstance(call, GenerateCall)
+    assert isinstance(call.constraint, Regex)
+    for text, fits in (("[B] > [A]", True), ("[B]", False), ("[C] > [A]", False), ("[2] > [1]", False)):
+        assert bool(re.fullmatch(call.constraint.pattern, text)) is fits
 
 
 def test_a_top_is_asked_only_of_a_prompt_that_says_it() -> None:
@@ -175,6 +262,30 @@ def test_reading_a_permutation(text: str, order: list[int], outcome: str) -> Non
 
 
 @pytest.mark.parametrize(
+    ("text", "order", "outcome"),
+    [
+        ("[B] > [C] > [A]", [1, 2, 0], "1 clean"),
+        (" [b]>[ C ]>[A].", [1, 2, 0], "1 clean"),
+        ("[B], [C], [A]", [1, 2, 0], "1 clean"),
+        ("The ranking is: [C] > [A] > [B]. I hope [Z] helps.", [2, 0, 1], "1 clean"),
+        ("[C] > [C] > [A]", [2, 0, 1], "1 repaired, 1 duplicate, 1 missing"),
+        ("[C] > [D] > [Z] > [A] > [B]", [2, 0, 1], "1 repaired, 2 foreign"),
+        ("[C]", [2, 0, 1], "1 repaired, 2 missing"),
+        ("[C] > [AB] > [A]", [0, 1, 2], "1 failed"),
+        ("I think [C] is best", [0, 1, 2], "1 failed"),
+        ("[A] cat may carry [B]", [0, 1, 2], "1 failed"),
+        ("C > A > B", [0, 1, 2], "1 failed"),
+        ("[2] > [3] > [1]", [0, 1, 2], "1 failed"),
+        ("[Z] > [D]", [0, 1, 2], "1 failed"),
+        ("", [0, 1, 2], "1 failed"),
+    ],
+)
+def test_reading_a_permutation_of_letters(text: str, order: list[int], outcome: str) -> None:
+    found, outcomes = read_permutation(text, 3, identifiers="letters")
+    assert (found, str(outcomes)) == (order, outcome)
+
+
+@pytest.mark.parametrize(
     ("text", "top", "order", "outcome"),
     [
         ("[3] > [2]", 2, [2, 1, 0, 3], "1 clean"),
@@ -190,9 +301,11 @@ def test_reading_only_the_top(text: str, top: int, order: list[int], outcome: st
     assert (found, str(outcomes)) == (order, outcome)
 
 
-@given(st.text(alphabet="[]0123456789>, \nab", max_size=60), st.integers(1, 12))
-def test_whatever_is_read_is_a_permutation(text: str, n: int) -> None:
-    order, outcomes = read_permutation(text, n)
+@given(
+    st.text(alphabet="[]0123456789>, \nabCDZ", max_size=60), st.integers(1, 12), st.sampled_from(["numbers", "letters"])
+)
+def test_whatever_is_read_is_a_permutation(text: str, n: int, identifiers: Identifiers) -> None:
+    order, outcomes = read_permutation(text, n, identifiers=identifiers)
     assert sorted(order) == list(range(n))
     assert outcomes.clean + outcomes.repaired + outcomes.failed == 1
     if outcomes.failed:

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from judged import best_first, shuffled, with_top
+from small_tokenizers import byte_level
 
 import rerank
 from rerank.backbones import ScriptedBackbone, oracle
@@ -205,22 +206,11 @@ def test_the_queries_go_down_their_heaps_together() -> None:
     assert many.batches == [6 * size for size in one.batches]
 
 
-@pytest.mark.parametrize(("name", "n"), [("pairwise", 2), ("setwise", 26)])
+@pytest.mark.parametrize(("name", "n"), [("pairwise", 2), ("setwise", 26), ("first-identifier", 26)])
 def test_letters_are_tokens_where_a_bracket_and_a_letter_are_one(name: str, n: int) -> None:
-    """As for Qwen, Llama 3 and GPT-4: their patterns join a punctuation mark to the word after it."""
-    from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
-
-    tokenizer = Tokenizer(models.BPE())
-    joining = pre_tokenizers.Split(Regex(r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}|\s|[^\s\p{L}\p{N}]+"), "isolated")
-    plain = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([joining, plain])
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=400, initial_alphabet=alphabet, special_tokens=["<|im_end|>"])
-    tokenizer.train_from_iterator([" ".join(f"[{letter}]" for letter in LETTERS)] * 9, trainer)
-    assert tokenizer.encode("[A").tokens == ["[A"]
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|im_end|>")
-    fast.chat_template = "{% for m in messages %}{{ m['content'] }}<|im_end|>\n{% endfor %}assistant\n"
+    """Their prompts end before the bracket; the one of FIRST ends in it."""
+    fast = byte_level()
+    assert fast.tokenize("[A") == ["[A"]
     call = load_prompt(name).ask(Query("q"), [Passage(f"text {i}", f"d{i}") for i in range(n)])
     assert [fast.decode(token) for token in Encoder(fast, 4096, "tiny").prepare(call).targets] == list(LETTERS[:n])
 

@@ -341,6 +341,20 @@ def test_embedded_scores_do_not_depend_on_the_batch(
 
 
 @pytest.mark.model
+@pytest.mark.parametrize("n", [2, 20, 26])
+def test_an_order_by_letters_has_room(embedded: TransformersBackbone, n: int) -> None:
+    """With the end of the turn, or the line."""
+    passages = [Passage("text", f"d{i}") for i in range(n)]
+    prompt = load_prompt("first-permutation")
+    call = prompt.ask(Query("q"), passages)
+    encoder = embedded.weights.encoder
+    order = " > ".join(f"[{name}]" for name in prompt.names(n))
+    tokens, _ = encoder.written(encoder.encode(call.dialogue, 1)[1], [(order.removeprefix("["), 0)])
+    assert isinstance(call, GenerateCall)
+    assert len(tokens) + 1 <= call.max_tokens < 2 * len(tokens)
+
+
+@pytest.mark.model
 @pytest.mark.parametrize("name", ["pointwise", "first", "listwise"])
 def test_the_embedded_model_ranks(embedded: TransformersBackbone, name: str) -> None:
     ranking = rerank.load(name, backbone=embedded).rank(

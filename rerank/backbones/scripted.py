@@ -19,6 +19,7 @@ from rerank.calls import (
     ScoreCall,
     log_softmax,
 )
+from rerank.prompts.answers import LETTERS, names
 from rerank.types import Passage
 
 Script = Callable[[Call], "str | Sequence[float]"]
@@ -84,7 +85,9 @@ def oracle(relevance: Mapping[str, float] | Mapping[str, Mapping[str, float]]) -
         values = relevances(call)
         if isinstance(call, GenerateCall):
             order = sorted(range(len(values)), key=lambda i: -values[i])
-            return " > ".join(f"[{i + 1}]" for i in order)
+            said = {span.text for message in call.dialogue.messages for span in message.spans}
+            labels = names("letters" if said.issuperset(LETTERS[: len(values)]) else "numbers", len(values))
+            return " > ".join(f"[{labels[i]}]" for i in order)
         if isinstance(call, ScoreCall):
             return values
         if not isinstance(call, LabelCall):

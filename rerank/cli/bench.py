@@ -1,4 +1,7 @@
-"""`rerank bench`: how fast this library is on this machine, beside what one would use in its place."""
+"""`rerank bench`: how fast this library is on this machine, beside what one would use in its place.
+
+What is measured of training is in `bench_training`.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +19,7 @@ from rerank.backbones import BACKBONES
 from rerank.backbones.embedded import EMBEDDED, resolve
 from rerank.backbones.hardware import choose_device, choose_dtype
 from rerank.cli import options as opt
+from rerank.cli.bench_training import losses, training
 from rerank.data import load_dataset
 from rerank.errors import InputError, UnknownNameError
 
@@ -27,7 +31,7 @@ TITLES = {"pointwise": "Pointwise, yes or no", "first": "FIRST, windows of 20 pa
 
 @app.callback(invoke_without_command=True)
 def _root(context: typer.Context) -> None:
-    """Measure how fast this machine ranks."""
+    """Measure how fast this machine ranks and trains, and which loss trains best."""
     if context.invoked_subcommand is None:
         typer.echo(context.get_help())
 
@@ -139,6 +143,10 @@ def engines(
         }
         Path(output).write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
     _print(machine, settings, max(peaks), tables)
+
+
+app.command()(losses)
+app.command()(training)
 
 
 def _print(machine: bench.Machine, settings: Mapping[str, object], peak: float, tables: Iterable[bench.Table]) -> None:

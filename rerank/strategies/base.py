@@ -67,17 +67,18 @@ def by_score(read: Sequence[tuple[float, Outcomes]]) -> Verdict:
 
 def check_prompt(strategy: str, prompt: Prompt, shows: Literal["one", "many"]) -> None:
     """Refuse a prompt that this strategy cannot read, when they are put together."""
+    if prompt.ranks and prompt.shows == shows:
+        return
     fitting = sorted({p.name for p in list_prompts() if p.shows == shows and p.ranks})
     if not prompt.ranks:
         raise PromptError(
             f"prompt {prompt.name!r} has a text written and orders no passages; prompts that fit strategy "
             f"{strategy!r}: {', '.join(fitting)}"
         )
-    if prompt.shows != shows:
-        raise PromptError(
-            f"prompt {prompt.name!r} shows {prompt.shows} passage{'s' * (prompt.shows == 'many')} in a call, and "
-            f"strategy {strategy!r} needs {shows}; prompts that fit: {', '.join(fitting)}"
-        )
+    raise PromptError(
+        f"prompt {prompt.name!r} shows {prompt.shows} passage{'s' * (prompt.shows == 'many')} in a call, and "
+        f"strategy {strategy!r} needs {shows}; prompts that fit: {', '.join(fitting)}"
+    )
 
 
 def check_passage_tokens(passage_tokens: int | None) -> None:

@@ -3,7 +3,7 @@
 Each call orders one window in place, so that a good passage is carried forward by the overlap. The
 windows of a query follow one another; those of different queries run together. How a window is ordered is
 the prompt's affair: by a generated permutation (RankGPT), or by the logits of one token (FIRST; Reddy et
-al., EMNLP 2024).
+al., EMNLP 2024). `first-permutation` has written what `first-identifier` has a FIRST model say in one token.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from rerank.errors import InputError
+from rerank.calls import Kind
+from rerank.errors import InputError, PromptError
 from rerank.prompts import Prompt, load_prompt
 from rerank.prompts.prompt import Order
 from rerank.strategies.base import Asking, Steps, Verdict, check_passage_tokens, check_prompt
@@ -80,3 +81,11 @@ class First(Listwise):
     """The windows of `Listwise`, each ordered by a single next token: no text is generated."""
 
     prompt: Prompt = field(default_factory=lambda: load_prompt("first-identifier"))
+
+    def __post_init__(self) -> None:
+        Listwise.__post_init__(self)  # a class with slots has no super() here
+        if self.prompt.needs is not Kind.LABELS:
+            raise PromptError(
+                f"prompt {self.prompt.name!r} has the whole order written, and strategy 'first' reads one token; "
+                "give the prompt to strategy 'listwise', or 'first' a prompt such as 'first-identifier'"
+            )

@@ -28,6 +28,8 @@ _LIBRARIES = {  # what transformers imports for an optimiser, by the beginning o
     "stable_adamw": ("optimi", "torch-optimi"),
     "adamw_torch_4bit": ("torchao", "torchao"),
     "adamw_torch_8bit": ("torchao", "torchao"),
+    "adamw_torch_xla": ("torch_xla", "torch-xla"),
+    "adamw_torch_npu_fused": ("torch_npu", "torch-npu"),
     "adamw_anyprecision": ("torchdistx", "torchdistx"),
 } | dict.fromkeys(
     ("adamw_bnb", "adamw_8bit", "ademamix", "lion_", "paged_", "rmsprop_bnb"), ("bitsandbytes", "bitsandbytes")

@@ -101,6 +101,7 @@ def adapted(
 
     try:
         found = get_peft_model(model, config)
+        type(config)(**{f.name: getattr(config, f.name) for f in fields(config) if f.init})  # it will be read so
     except (ValueError, TypeError, RuntimeError) as error:
         raise InputError(f"adapter {method} does not fit {model.config.model_type}: {error}") from error
     begins = _beginning(config)
@@ -164,7 +165,7 @@ def compress(folder: Path, rank: int) -> float:
         other = name.removesuffix("lora_A.weight") + "lora_B.weight"
         qb, rb = torch.linalg.qr(weights[other].float())
         qa, ra = torch.linalg.qr(a.float().T)
-        u, s, v = torch.linalg.svd(scale * rb @ ra.T)
+        u, s, v = torch.linalg.svd(scale * rb @ ra.T, full_matrices=False)
         total += float(s.square().sum())
         u, s, v = u[:, :rank], s[:rank], v[:rank]
         kept += float(s.square().sum())

@@ -161,7 +161,7 @@ def _full(item: TrainingList, asker: Asker, index: int) -> list[Question]:
     top = min(asker.top, n) if asker.top is not None and asker.prompt.asks_top else None
     dialogue = asker.prompt.ask(item.query, item.passages, asker.passage_tokens, top).dialogue
     ids, tail, _ = asker.encoder.encode(dialogue, 1 + asker.room(n))
-    targets, ranks = asker.permutation(tail, item.labels, [str(i + 1) for i in range(n)])
+    targets, ranks = asker.permutation(tail, item.labels, asker.prompt.names(n))
     return [Question((Asked(ids, (), targets, ranks),), (), item.weight)]
 
 

@@ -55,9 +55,9 @@ def train(path: str | Path, out: str | Path, *, fresh: bool = False, watch: Watc
         log.info("%s is finished; give --fresh to train it anew", out)
         return found
     base = path.resolve().parent
+    development = read_development(recipe.evaluation, base) if recipe.evaluation is not None else None
     pools = [(source, read_pools(source, base)) for source in recipe.data]
     check_labels(recipe, pools)
-    development = read_development(recipe.evaluation, base) if recipe.evaluation is not None else None
     with _quiet():
         return _Session(recipe, base, out, pools, development, watch).run()
 
@@ -303,6 +303,8 @@ class _Session:
             pad=weights.model.config.pad_token_id or 0,
             noise=(noise, weights.model.get_input_embeddings()) if noise is not None else None,
         )
+        # experts that no token was sent to have no gradient; else all have one, and looking for more takes time
+        self.args.ddp_find_unused_parameters = any("expert" in name for name, _ in weights.model.named_parameters())
         trainer = RankingTrainer(
             model=model,
             args=self.args,
