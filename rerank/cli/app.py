@@ -8,6 +8,7 @@ import typer
 
 import rerank
 from rerank.cli import bench, data
+from rerank.cli.compress import compress
 from rerank.cli.demo import demo
 from rerank.cli.evaluate import evaluate_runs
 from rerank.cli.ls import ls
@@ -38,6 +39,7 @@ app.command()(demo)
 app.command()(rank)
 app.command()(run)
 app.command()(train)
+app.command()(compress)
 app.command("eval")(evaluate_runs)
 app.command()(ls)
 app.add_typer(bench.app, name="bench")

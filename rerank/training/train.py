@@ -395,5 +395,7 @@ def note(recipe: Recipe, base: Path, model: str, folder: Path) -> None:
     if recipe.prompt is not None and recipe.prompt.endswith((".yaml", ".yml")):
         named = "prompt.yaml"
         shutil.copy(base / recipe.prompt, folder / named)
-    options = {} if recipe.passage_tokens is None else {"passage_tokens": recipe.passage_tokens}
+    options: dict[str, object] = {} if recipe.passage_tokens is None else {"passage_tokens": recipe.passage_tokens}
+    if recipe.evaluation is not None:
+        options |= recipe.evaluation.options  # windows, say: what it was chosen with
     Purpose(model, recipe.strategy, named, options).write(folder)
