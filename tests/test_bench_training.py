@@ -96,7 +96,7 @@ def test_a_loop_that_computes_something_else_is_told(
         ({"schedule": {"neftune": 5.0}}, "neftune adds noise; take it out to compare"),
         ({"schedule": {"gradient_checkpointing": True}}, "gradient_checkpointing is set"),
         ({"schedule": {"optimizer": "adafactor"}}, "optimizer adafactor is not adamw_torch"),
-        ({"strategy": "score-head"}, "there is nothing to compare"),
+        ({"strategy": "score-head"}, "a score-head is trained on padded sequences by us too"),
         ({"prefix_reuse": False}, "prefix_reuse is switched off"),
     ],
 )

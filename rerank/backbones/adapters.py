@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,7 +33,8 @@ def attach(weights: Weights, adapter: str) -> None:
     try:
         if weights.peft is None:
             config = PeftConfig.from_pretrained(str(folder))
-            weights.peft = PeftModel(weights.model, config, adapter_name=name, autocast_adapter_dtype=False)
+            with warnings.catch_warnings(action="ignore", category=FutureWarning):  # between PEFT and transformers
+                weights.peft = PeftModel(weights.model, config, adapter_name=name, autocast_adapter_dtype=False)
         found = weights.peft.load_adapter(
             str(folder), adapter_name=name, torch_device=str(weights.device), autocast_adapter_dtype=False
         )

@@ -29,6 +29,7 @@ from rerank.training.sources import read_pools
 if TYPE_CHECKING:
     from torch import nn
     from torch.optim import Optimizer
+    from transformers import PreTrainedModel
 
     from rerank.training.forward import Objective, Run
     from rerank.training.objectives import Question
@@ -107,8 +108,8 @@ def compare(
         ours = _Trained(session)
         if not ours.run.packs:
             raise InputError(
-                f"{path}: {session.weights.name} with strategy {recipe.strategy} is trained on padded sequences, as "
-                "the plain loop is; there is nothing to compare"
+                f"{path}: sequences of {session.weights.name} cannot be packed, so it is trained on padded ones, as in "
+                "the plain loop; there is nothing to compare"
             )
         contenders: dict[str, Contender] = {
             OURS: ours,
@@ -148,6 +149,7 @@ def _comparable(recipe: Recipe, path: Path) -> Recipe:
         "gradient_checkpointing is set": schedule.gradient_checkpointing,
         "deepspeed or fsdp is set": recipe.deepspeed is not None or recipe.fsdp is not None,
         "prefix_reuse is switched off": not recipe.prefix_reuse,
+        "a score-head is trained on padded sequences by us too": recipe.strategy == "score-head",
     }
     for reason, holds in reasons.items():
         if holds:
@@ -253,11 +255,14 @@ def _plain_model(session: _Session) -> nn.Module:
     from transformers import AutoModelForCausalLM
 
     trained = session.weights.model
-    found: nn.Module = AutoModelForCausalLM.from_pretrained(
+    found: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
         trained.name_or_path, dtype=trained.dtype, use_safetensors=True
     ).to(session.args.device)
+    # else torch multiplies the slice that is kept as a batch, on a CPU with a copy of the matrix for every prompt
+    found.get_output_embeddings().register_forward_pre_hook(lambda _, given: (given[0].contiguous(),))
     if session.weights.peft is None:
-        return found.requires_grad_(True)
+        found.requires_grad_(True)
+        return found
     peft: nn.Module = get_peft_model(found, session.weights.peft.peft_config["default"])
     set_peft_model_state_dict(peft, get_peft_model_state_dict(session.weights.peft))
     return peft

@@ -39,9 +39,8 @@ def train(
         from rerank.training.checks import check_options
 
         check_options(read)
-        screen.print(
-            f"{recipe}: a sound recipe: {read.name}, {read.strategy}, {counted(len(read.data), 'source', 'sources')}"
-        )
+        sources = counted(len(read.data), "source", "sources")
+        screen.print(f"{recipe}: a sound recipe: {read.name}, {read.strategy}, {sources}", soft_wrap=True)
         return
     folder = out or Path("runs") / read.name
     if first:
@@ -57,10 +56,10 @@ def train(
         parts.append(f"loss {result.loss:.4f}")
     if read.evaluation is not None and result.measure is not None:
         parts.append(f"{read.evaluation.measure} {result.measure:.4f}")
-    screen.print(", ".join([*parts, f"{result.tokens_per_s:,.0f} tokens/s"]))
+    screen.print(", ".join([*parts, f"{result.tokens_per_s:,.0f} tokens/s"]), soft_wrap=True)
     if read.adapter.compress is not None:
         screen.print(f"rank {read.adapter.compress} keeps {result.kept:.1%} of the adapter")
-    screen.print(f"{result.folder}\n{folder / 'curve.png'}")
+    screen.print(f"{result.folder}\n{folder / 'curve.png'}", soft_wrap=True)
 
 
 class Steps:
