@@ -231,14 +231,16 @@ def _run(setup: _Setup, recipe: Recipe, text: str, watch: Watch | None) -> Run:
 def _value(setup: _Setup, model: str | None, adapter: str | None) -> float:
     """The measure of a model, None for the recipe's, with an adapter or without."""
     from rerank.backbones import load_backbone
+    from rerank.training.train import _quiet
 
     recipe, strategy = setup.recipe, setup.recipe.ranker()
     if model is None and recipe.model is not None:
         own = setup.base / recipe.model
         model = str(own) if own.is_dir() else recipe.model
-    backbone = load_backbone(
-        "transformers", needs=strategy.prompt.needs, model=model, adapter=adapter, dtype=recipe.dtype
-    )
+    with _quiet():
+        backbone = load_backbone(
+            "transformers", needs=strategy.prompt.needs, model=model, adapter=adapter, dtype=recipe.dtype
+        )
     return setup.development.value(strategy, backbone)
 
 
@@ -301,7 +303,7 @@ def draw(found: Comparison, target: str | Path) -> None:
         label="mean and standard deviation" if len(found.seeds) > 1 else "one seed",
     )
     axes.set_yticks(range(len(found.rows)), [each.loss for each in found.rows])
-    axes.invert_yaxis()
+    axes.set_ylim(len(found.rows) - 0.5, -0.5)
     axes.set_xlabel(f"{found.measure}, {found.queries} queries of {Path(found.dataset).name}")
     axes.grid(axis="x", alpha=0.3)
     figure.legend(loc="outside upper center", ncols=2, frameon=False)

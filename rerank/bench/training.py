@@ -261,8 +261,8 @@ def _plain_model(session: _Session) -> nn.Module:
     # else torch multiplies the slice that is kept as a batch, on a CPU with a copy of the matrix for every prompt
     found.get_output_embeddings().register_forward_pre_hook(lambda _, given: (given[0].contiguous(),))
     if session.weights.peft is None:
-        found.requires_grad_(True)
-        return found
+        whole: nn.Module = found.requires_grad_(True)
+        return whole
     peft: nn.Module = get_peft_model(found, session.weights.peft.peft_config["default"])
     set_peft_model_state_dict(peft, get_peft_model_state_dict(session.weights.peft))
     return peft

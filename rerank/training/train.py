@@ -285,7 +285,7 @@ class _Session:
         from rerank.backbones.hardware import default_batch_tokens
         from rerank.training.forward import Run
         from rerank.training.methods import unorthogonal
-        from rerank.training.trainer import Allocation, RankingTrainer, Reporter
+        from rerank.training.trainer import Allocation, RankingTrainer, Reporter, exact_head
 
         weights, evaluation, noise = self.weights, self.recipe.evaluation, self.recipe.schedule.neftune
         fed = examples[0][0].sequences[0].fed
@@ -303,6 +303,7 @@ class _Session:
             pad=weights.model.config.pad_token_id or 0,
             noise=(noise, weights.model.get_input_embeddings()) if noise is not None else None,
         )
+        exact_head(weights.model)
         # experts that no token was sent to have no gradient; else all have one, and looking for more takes time
         self.args.ddp_find_unused_parameters = any("expert" in name for name, _ in weights.model.named_parameters())
         trainer = RankingTrainer(

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,6 +23,7 @@ from torch.utils.data import Dataset as TorchDataset
 from torch.utils.data import SequentialSampler
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
+from rerank.backbones.weights import exact
 from rerank.prompts.neutralise import control_token_pattern
 from rerank.training.forward import Objective, Run
 from rerank.training.mixture import Mixture
@@ -29,7 +31,7 @@ from rerank.training.objectives import ASKS, Asker, Question, neutralised
 
 if TYPE_CHECKING:
     from peft import PeftModel
-    from transformers import TrainerControl, TrainerState
+    from transformers import PreTrainedModel, TrainerControl, TrainerState
 
 log = logging.getLogger(__name__)
 
@@ -145,6 +147,13 @@ class RankingTrainer(Trainer):  # type: ignore[misc]  # transformers has no type
         control: TrainerControl = self.control  # type: ignore[has-type]
         self.control = self.callback_handler.on_evaluate(self.args, self.state, control, found)
         return found
+
+
+def exact_head(model: PreTrainedModel) -> None:
+    """Has the model's own output matrix computed in float32, as inference does; one with an adapter is left alone."""
+    head = model.get_output_embeddings()
+    if type(head) is nn.Linear:
+        head.forward = partial(exact, head)  # type: ignore[method-assign]
 
 
 def pieces(lists: Sequence[Questions], tokens: int | None) -> Iterator[list[Questions]]:
