@@ -47,7 +47,7 @@ def measured(folder: Path, model: Path, adapter: Path | None) -> float:
 
 def test_the_command(cli: Cli, toy: Path, tmp_path: Path, tiny_model: Path) -> None:
     out = tmp_path / "losses"
-    chosen = ["ranknet:sigma=5,weight=2", "softmax"]
+    chosen = ["ranknet:sigma=5,factor=2", "softmax"]
     done = cli("bench", "losses", toy, "-l", chosen[0], "-l", chosen[1], "--seeds", 2, "-o", out)
     assert done.status == 0, done
     found = json.loads((out / "losses.json").read_text())
@@ -57,7 +57,7 @@ def test_the_command(cli: Cli, toy: Path, tmp_path: Path, tiny_model: Path) -> N
     assert set(rows) == set(chosen)
     assert [row["mean"] for row in found["rows"]] == sorted((row["mean"] for row in rows.values()), reverse=True)
     for text, row in rows.items():
-        name = "softmax" if text == "softmax" else "ranknet-sigma=5-weight=2"
+        name = "softmax" if text == "softmax" else "ranknet-sigma=5-factor=2"
         adapters = [out / name / f"seed-{seed}" / "adapter" for seed in (0, 1)]
         assert row["values"] == pytest.approx([measured(tmp_path, tiny_model, adapter) for adapter in adapters])
         assert row["mean"] == pytest.approx(mean(row["values"]))

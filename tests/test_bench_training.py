@@ -53,7 +53,7 @@ def test_the_command_adds_up(cli: Cli, tiny_model: Path, tmp_path: Path) -> None
     [
         ("pointwise", {}),
         ("pointwise", {"prompt": "pointwise-query-likelihood", "loss": "ranknet"}),
-        ("first", {"write": {"weight": 0.5}}),
+        ("first", {"write": {"factor": 0.5}}),
         ("pointwise", {"adapter": "full", "schedule": {**SCHEDULE, "learning_rate": 1e-3}}),
     ],
 )

@@ -25,7 +25,7 @@ STRUCTURE = [
     ({"schedule": {"learningrate": 1}}, "unknown key 'schedule.learningrate'; did you mean 'learning_rate'?"),
     ({"data": [{"dataset": "lists.jsonl", "sise": 3}]}, "unknown key 'data.0.sise'; did you mean 'size'?"),
     ({"evaluation": EVALUATION | {"mesure": "AP"}}, "unknown key 'evaluation.mesure'; did you mean 'measure'?"),
-    ({"strategy": "first", "write": {"wieght": 1}}, "unknown key 'write.wieght'; did you mean 'weight'?"),
+    ({"strategy": "first", "write": {"fcator": 1}}, "unknown key 'write.fcator'; did you mean 'factor'?"),
     ({"strategy": "listwise"}, "unknown strategy 'listwise'; did you mean 'setwise'?"),
     ({"schedule": {"decay": "cosin"}}, "unknown schedule.decay 'cosin'; did you mean 'cosine'?"),
     ({"strategy": None}, "strategy is missing"),
@@ -34,7 +34,7 @@ STRUCTURE = [
     ({"data": []}, "data: "),
     ({"loss": "softmx"}, "unknown loss 'softmx'; did you mean 'softmax'?"),
     ({"loss": None}, "strategy pointwise needs a loss; known: ranknet"),
-    ({"loss": {"name": "ranknet", "weight": 0}}, "loss.weight: "),
+    ({"loss": {"name": "ranknet", "factor": 0}}, "loss.factor: "),
     ({"strategy": "full-ranking", "loss": "ranknet"}, "loss ranknet needs scores, and full-ranking only writes"),
     ({"strategy": "full-ranking", "loss": None, "write": None}, None),
     ({"strategy": "setwise", "write": {}}, "strategy setwise writes no permutation"),
@@ -209,7 +209,7 @@ def test_what_is_no_recipe(tmp_path: Path, cli: Cli, text: str | None) -> None:
 
 
 def test_a_recipe_is_read_without_torch(tmp_path: Path, tiny_model: Path) -> None:
-    path = saved(tmp_path, tiny_model, {"evaluation": EVALUATION, "strategy": "first", "write": {"weight": 0.1}})
+    path = saved(tmp_path, tiny_model, {"evaluation": EVALUATION, "strategy": "first", "write": {"factor": 0.1}})
     code = (
         "import sys\nfrom rerank.training.recipe import read_recipe\nread_recipe(sys.argv[1])\n"
         "assert not {'torch', 'transformers', 'peft'} & sys.modules.keys(), sorted(sys.modules)"

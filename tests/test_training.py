@@ -42,10 +42,10 @@ def scores(ranking: Ranking) -> dict[str, float]:
     [
         ("pointwise", {}, {}),
         ("pointwise", {}, {"prompt": "pointwise-query-likelihood", "loss": "ranknet"}),
-        ("pointwise", {}, {"prompt": "pointwise-graded", "loss": {"name": "mse", "weight": 2.0}}),
+        ("pointwise", {}, {"prompt": "pointwise-graded", "loss": {"name": "mse", "factor": 2.0}}),
         ("pairwise", {"algorithm": "allpair", "soft": True}, {"pairs": 3}),
         ("setwise", {}, {}),
-        ("first", {}, {"write": {"weight": 0.5}}),
+        ("first", {}, {"write": {"factor": 0.5}}),
         ("full-ranking", {}, {"write": {"importance": True, "separators": 0.5}, "passage_tokens": 50}),
     ],
     ids=lambda value: str(value.get("prompt", "")) if isinstance(value, dict) else value,

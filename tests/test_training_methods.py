@@ -19,7 +19,8 @@ from rerank.errors import AdapterError, InputError, UnknownNameError
 from rerank.training import development
 from rerank.training.forward import Run
 from rerank.training.methods import METHODS, compress, configuration
-from rerank.training.train import _Session, train
+from rerank.training.session import Session
+from rerank.training.train import train
 from rerank.types import Ranking
 
 EVALUATION = {"dataset": "lists.jsonl", "every": 2, "queries": 4}
@@ -157,9 +158,9 @@ def test_a_finished_adapter_is_gone_on_with(tiny_model: Path, tmp_path: Path) ->
 
 def test_a_score_head_gives_a_cross_encoder(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Passages of different lengths in one batch: the head must look past the padding."""
-    sessions: list[_Session] = []
-    real = _Session.run
-    monkeypatch.setattr(_Session, "run", lambda self: (sessions.append(self), real(self))[1])
+    sessions: list[Session] = []
+    real = Session.run
+    monkeypatch.setattr(Session, "run", lambda self: (sessions.append(self), real(self))[1])
     result = trained(tmp_path, recipe(tiny_model, "score-head", schedule={"lists": 64}))
     found = losses(tmp_path / "out")
     assert found[-1] < 0.5 * found[0]

@@ -210,14 +210,14 @@ def _untrained(setup: _Setup) -> float:
 
 def _run(setup: _Setup, recipe: Recipe, text: str, watch: Watch | None) -> Run:
     """Trains and measures, or goes on with it, or reads what came out."""
-    from rerank.training.train import _quiet, _Session
+    from rerank.training.session import Session, quiet
 
     folder = setup.out / re.sub(r"[^\w.=+-]+", "-", text) / f"seed-{recipe.seed}"
     claim(folder, recipe, fresh=False)
     file = folder / "figures.json"
     if not file.is_file():
-        with _quiet():
-            session = _Session(recipe, setup.base, folder, list(setup.pools), None, watch)
+        with quiet():
+            session = Session(recipe, setup.base, folder, list(setup.pools), None, watch)
             done = finished(folder, recipe) or session.run()
             examples = session._examples()
             tokens = sum(len(a.fed) for i in range(len(examples)) for q in examples[i] for a in q.sequences)
@@ -231,13 +231,13 @@ def _run(setup: _Setup, recipe: Recipe, text: str, watch: Watch | None) -> Run:
 def _value(setup: _Setup, model: str | None, adapter: str | None) -> float:
     """The measure of a model, None for the recipe's, with an adapter or without."""
     from rerank.backbones import load_backbone
-    from rerank.training.train import _quiet
+    from rerank.training.session import quiet
 
     recipe, strategy = setup.recipe, setup.recipe.ranker()
     if model is None and recipe.model is not None:
         own = setup.base / recipe.model
         model = str(own) if own.is_dir() else recipe.model
-    with _quiet():
+    with quiet():
         backbone = load_backbone(
             "transformers", needs=strategy.prompt.needs, model=model, adapter=adapter, dtype=recipe.dtype
         )

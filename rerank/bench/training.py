@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from rerank.training.forward import Objective, Run
     from rerank.training.objectives import Question
-    from rerank.training.train import _Session
+    from rerank.training.session import Session
     from rerank.training.trainer import RankingTrainer
 
     Lists = Sequence[Sequence[Question]]
@@ -99,11 +99,11 @@ def compare(
     say("reading data")
     pools = [(source, read_pools(source, base)) for source in recipe.data]
     check_labels(recipe, pools)
-    from rerank.training.train import _quiet, _Session
+    from rerank.training.session import Session, quiet
 
-    with TemporaryDirectory() as folder, _quiet():
+    with TemporaryDirectory() as folder, quiet():
         say("loading the model twice")
-        session = _Session(recipe, base, Path(folder), pools, None, None)
+        session = Session(recipe, base, Path(folder), pools, None, None)
         examples = session._examples()
         ours = _Trained(session)
         if not ours.run.packs:
@@ -160,12 +160,12 @@ def _comparable(recipe: Recipe, path: Path) -> Recipe:
 class _Trained:
     """The trainer that `rerank train` makes; a step is its own, and what its library does after it."""
 
-    def __init__(self, session: _Session) -> None:
+    def __init__(self, session: Session) -> None:
         examples = session._examples()
         model = session._model(examples)
         self.trainer: RankingTrainer = session._trainer(model, examples)
-        self.run: Run = self.trainer._run
-        self.objective: Objective = self.trainer._objective
+        self.run: Run = self.trainer.asking
+        self.objective: Objective = self.trainer.aim
         self.clip = session.recipe.schedule.clip
         self.wrapped: nn.Module = self.trainer.accelerator.prepare(model)  # as its library does: autocast around it
         self.optimizer = self.trainer.accelerator.prepare(_adamw(self.wrapped, session.recipe))
@@ -211,13 +211,13 @@ class _Unshared:
 class _Plain:
     """The loop over PEFT's model: pad, forward, backward, clip, step."""
 
-    def __init__(self, session: _Session, ours: _Trained, model: nn.Module) -> None:
+    def __init__(self, session: Session, ours: _Trained, model: nn.Module) -> None:
         from rerank.training.forward import Run
 
         self.model, self.objective, self.device = model, ours.objective, session.args.device
         self.dtype, self.autocast = session.dtype, session.args.bf16
         self.run = Run(model, self.device, self.dtype, packs=False, pad=ours.run.pad)
-        self.most, self.clip = ours.trainer._batch_tokens, ours.clip
+        self.most, self.clip = ours.trainer.batch_tokens, ours.clip
         self.optimizer = _adamw(model, session.recipe)
 
     def loss(self, lists: Lists) -> float:
@@ -249,7 +249,7 @@ def _adamw(model: nn.Module, recipe: Recipe) -> Optimizer:
     return torch.optim.AdamW(trained, lr=recipe.schedule.learning_rate, weight_decay=recipe.schedule.weight_decay)
 
 
-def _plain_model(session: _Session) -> nn.Module:
+def _plain_model(session: Session) -> nn.Module:
     """The model anew as transformers loads it, with the session's adapter in its present state."""
     from peft import get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
     from transformers import AutoModelForCausalLM
@@ -326,7 +326,7 @@ def _computed(ours: _Trained, laps: Sequence[Sequence[Lists]]) -> dict[str, int]
     from rerank.training.trainer import pieces
 
     found = dict.fromkeys((OURS, UNSHARED, PLAIN), 0)
-    for part in (part for lap in laps for lists in lap for part in pieces(lists, ours.trainer._batch_tokens)):
+    for part in (part for lap in laps for lists in lap for part in pieces(lists, ours.trainer.batch_tokens)):
         fed = [asked.fed for questions in part for q in questions for asked in q.sequences]
         for name, share in ((OURS, True), (UNSHARED, False)):
             found[name] += pack(fed, device=torch.device("cpu"), dtype=torch.float32, share=share).ids.shape[1]

@@ -13,6 +13,7 @@ import typer
 from rich.table import Table as Screen
 
 from rerank.cli import options as opt
+from rerank.cli.one import counted
 from rerank.cli.train import Steps
 from rerank.errors import InputError
 
@@ -123,7 +124,8 @@ def training(
 def _print_training(found: training_.Figures) -> None:
     opt.screen.print(str(found.machine), soft_wrap=True)
     opt.screen.print(
-        f"{found.recipe}, {found.model}: {found.rounds} rounds of {found.steps} steps of {found.batch} lists, "
+        f"{found.recipe}, {found.model}: {counted(found.rounds, 'round', 'rounds')} of "
+        f"{counted(found.steps, 'step', 'steps')} of {counted(found.batch, 'list', 'lists')}, "
         f"{found.prompts:,} prompts, {found.tokens:,} tokens; medians of the rounds",
         soft_wrap=True,
     )

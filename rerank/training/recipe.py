@@ -39,11 +39,11 @@ class _Part(BaseModel):
 
 
 class LossPart(_Part):
-    """`name` in rerank.losses, `weight` its factor, and the loss's own options beside them."""
+    """`name` in rerank.losses, and the loss's own options beside it. The loss is multiplied by `factor`."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
     name: str
-    weight: float = Field(1.0, gt=0)
+    factor: float = Field(1.0, gt=0)
 
     @property
     def options(self) -> dict[str, object]:
@@ -61,7 +61,7 @@ class WritePart(_Part):
     """The language-model loss of the permutation. `importance`: identifiers at the top weigh more, what stands
     between them `separators` (Liu et al., ACL 2025)."""
 
-    weight: float = Field(1.0, gt=0)
+    factor: float = Field(1.0, gt=0)
     importance: bool = False
     separators: float = Field(1.0, gt=0, le=1)
     top: int | None = Field(None, ge=1)

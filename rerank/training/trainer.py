@@ -102,7 +102,7 @@ class RankingTrainer(Trainer):  # type: ignore[misc]  # transformers has no type
         **options: object,
     ) -> None:
         super().__init__(data_collator=collate, **options)
-        self._objective, self._run, self._batch_tokens = objective, run, batch_tokens
+        self.aim, self.asking, self.batch_tokens = objective, run, batch_tokens
         self._measure, self._measure_name, self._regulariser = measure, measure_name, regulariser
         self.counts = Counts()
         self.model_accepts_loss_kwargs = False
@@ -117,21 +117,21 @@ class RankingTrainer(Trainer):  # type: ignore[misc]  # transformers has no type
         if callable(getattr(self.optimizer, "train", None)):
             self.optimizer.train()
         lists = inputs["lists"]
-        self._run.model = model
-        cut = None if self.is_deepspeed_enabled else self._batch_tokens  # its engine steps at every backward pass
+        self.asking.model = model
+        cut = None if self.is_deepspeed_enabled else self.batch_tokens  # its engine steps at every backward pass
         parts = list(pieces(lists, cut))
-        total = torch.zeros((), device=self._run.device)
+        total = torch.zeros((), device=self.asking.device)
         for number, part in enumerate(parts, start=1):
             # other processes' gradients are waited for once, at the last piece
             with nullcontext() if number == len(parts) else self.accelerator.no_sync(model):
                 with self.compute_loss_context_manager():
-                    loss = self._objective.loss(part, self._run) / len(lists)
+                    loss = self.aim.loss(part, self.asking) / len(lists)
                     if number == len(parts) and self._regulariser is not None:
                         loss = loss + self._regulariser()
                 self.accelerator.backward(loss)
             total += loss.detach()
         self.counts.tokens += sum(len(a.fed) for each in lists for q in each for a in q.sequences)
-        if self._run.device.type == "cuda":
+        if self.asking.device.type == "cuda":
             torch.cuda.synchronize()
         self.counts.seconds += time.monotonic() - started
         return total
