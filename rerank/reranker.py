@@ -20,7 +20,7 @@ from rerank.defaults import settle
 from rerank.errors import InputError
 from rerank.jobs import Progress
 from rerank.prompts import Prompt
-from rerank.scheduler import Scheduler
+from rerank.scheduler import MAX_CALLS, Scheduler
 from rerank.strategies.base import Strategy
 from rerank.types import Candidates, Query, Ranking, as_candidates
 
@@ -81,7 +81,8 @@ class Ranker(ABC):
 
 
 class Reranker(Ranker):
-    """A strategy on a backbone. `strict` refuses passages that would be cut or neutralised."""
+    """A strategy on a backbone. `strict` refuses passages that would be cut or neutralised. `max_calls` is how many
+    calls are in flight before another query is begun."""
 
     def __init__(
         self,
@@ -90,9 +91,10 @@ class Reranker(Ranker):
         *,
         strict: bool = False,
         on_progress: Callable[[Progress], None] | None = None,
+        max_calls: int = MAX_CALLS,
     ) -> None:
         self.strategy, self.backbone = strategy, backbone
-        self._scheduler = Scheduler(strategy, backbone, strict=strict, on_progress=on_progress)
+        self._scheduler = Scheduler(strategy, backbone, strict=strict, on_progress=on_progress, max_calls=max_calls)
 
     def _run(self, requests: Iterable[Candidates]) -> Iterator[Ranking]:
         return self._scheduler.run(requests)

@@ -14,16 +14,21 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 
 from rerank.backbones.base import Backbone, BatchBackbone, is_async
+from rerank.errors import InputError
 from rerank.jobs import Job, Progress, Workshop
 from rerank.strategies.base import Strategy
 from rerank.types import Candidates, Ranking
 
 MAX_QUERIES = 512  # in flight or waiting for an earlier query
-MAX_CALLS = 4096  # in one wave; bounds memory where a query asks many calls at once
+MAX_CALLS = 4096  # in one wave, unless said otherwise
 
 
 class Scheduler:
-    """Runs one strategy on one backbone. `strict` refuses passages that would be cut or neutralised."""
+    """Runs one strategy on one backbone. `strict` refuses passages that would be cut or neutralised.
+
+    No query is begun while `max_calls` calls are in flight: it bounds memory, and how far calls can share what they
+    begin with.
+    """
 
     def __init__(
         self,
@@ -32,8 +37,11 @@ class Scheduler:
         *,
         strict: bool = False,
         on_progress: Callable[[Progress], None] | None = None,
+        max_calls: int = MAX_CALLS,
     ) -> None:
-        self._workshop = Workshop(strategy, backbone, strict=strict)
+        if max_calls < 1:
+            raise InputError(f"max_calls is {max_calls}; give at least 1")
+        self._workshop, self._max_calls = Workshop(strategy, backbone, strict=strict), max_calls
         self._backbone, self._on_progress = backbone, on_progress
 
     def run(self, requests: Iterable[Candidates]) -> Iterator[Ranking]:
@@ -51,7 +59,7 @@ class Scheduler:
                 requests,
                 self._on_progress,
                 max_queries=MAX_QUERIES,
-                max_calls=MAX_CALLS,
+                max_calls=self._max_calls,
             )
         return self._waves(self._backbone, requests)
 
@@ -63,7 +71,7 @@ class Scheduler:
         exhausted, following = False, 0
         progress = Progress()
         while True:
-            while not exhausted and len(jobs) + len(done) < MAX_QUERIES and _asked(jobs) < MAX_CALLS:
+            while not exhausted and len(jobs) + len(done) < MAX_QUERIES and _asked(jobs) < self._max_calls:
                 try:
                     index, request = next(source)
                 except StopIteration:

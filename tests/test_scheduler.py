@@ -17,6 +17,7 @@ from rerank.backbones.base import by_length
 from rerank.calls import Answer, Call, Constraint, Kind
 from rerank.errors import CapabilityError, ContextError, InputError
 from rerank.jobs import Progress
+from rerank.reranker import Reranker
 from rerank.strategies import Steps, Verdict, load_strategy
 from rerank.strategies.pointwise import Pointwise
 from rerank.types import Candidates, Passage, Query
@@ -93,6 +94,21 @@ def test_rankings_do_not_depend_on_company_or_batches(sizes: list[int], budget: 
         alone = [rerank.load(name, backbone=backbone).rank(r.query, r.passages) for r in requests]
         assert [r.query.query_id for r in together] == [f"q{k}" for k in range(len(sizes))]
         assert [r.doc_ids for r in together] == [r.doc_ids for r in alone]
+
+
+def test_a_wave_is_as_large_as_was_said(make_candidates: Make) -> None:
+    """So many calls are in flight that another query would not be begun; the answers are the same."""
+    requests = [make_candidates(4, f"q{k}") for k in range(6)]
+    found = []
+    for most, batches in ((1, 6), (8, 3), (100, 1)):
+        backbone = ScriptedBackbone(oracle({}))
+        seen: list[Progress] = []
+        ranker = Reranker(load_strategy("pointwise"), backbone, on_progress=seen.append, max_calls=most)
+        found.append([r.doc_ids for r in ranker.rank_many(requests)])
+        assert seen[-1].batches == batches
+    assert found[0] == found[1] == found[2]
+    with pytest.raises(InputError, match="max_calls is 0"):
+        Reranker(load_strategy("pointwise"), backbone, max_calls=0)
 
 
 def test_input_is_drawn_only_as_fast_as_there_is_room(make_candidates: Make) -> None:

@@ -18,6 +18,7 @@ from rerank.defaults import settle
 from rerank.errors import InputError, UnknownNameError
 from rerank.jobs import Progress
 from rerank.reranker import Reranker
+from rerank.scheduler import MAX_CALLS
 from rerank.strategies import STRATEGIES, Strategy, options_of
 
 # What is printed is data: brackets and colons in it are no markup.
@@ -113,6 +114,7 @@ def load_ranker(
     dtype: str | None,
     strict: bool,
     on_progress: Callable[[Progress], None] | None = None,
+    max_calls: int = MAX_CALLS,
 ) -> Reranker:
     """The ranker, with what it says of fetching and loading on stderr."""
     show_log()
@@ -126,7 +128,7 @@ def load_ranker(
         dtype=dtype,
         options=_pairs(backbone_options),
     )
-    return Reranker(strategy, engine, strict=strict, on_progress=on_progress)
+    return Reranker(strategy, engine, strict=strict, on_progress=on_progress, max_calls=max_calls)
 
 
 def say(text: str) -> None:

@@ -19,6 +19,7 @@ from rerank.data.files import read_lines
 from rerank.errors import InputError
 from rerank.reranker import OnError, Ranker
 from rerank.runs import Journal, Totals, is_complete, journal_path, only_process, resumable_run
+from rerank.scheduler import MAX_CALLS
 from rerank.strategies import options_of
 from rerank.types import Candidates, Ranking
 
@@ -63,6 +64,14 @@ def run(
     strict: opt.Strict = False,
     tag: Annotated[str | None, typer.Option(metavar="WORD", help="The run's tag; default: rerank-STRATEGY.")] = None,
     block: Annotated[int, typer.Option(metavar="N", min=1, help="Queries ranked, and made durable, together.")] = 32,
+    wave: Annotated[
+        int,
+        typer.Option(
+            metavar="N",
+            min=1,
+            help="Calls in flight together. In more of them more begin alike, and that is computed once.",
+        ),
+    ] = MAX_CALLS,
 ) -> None:
     """Rank every query's candidates and write a TREC run."""
     opt.show_log()
@@ -88,6 +97,7 @@ def run(
         "strict": strict,
         "tag": tag,
         "block": block,
+        "wave": wave,
     }
     on_error: OnError = "raise" if strict else "keep"
     # the model takes longest, so it is loaded when all else is known to be in order
@@ -101,6 +111,7 @@ def run(
         device=device,
         dtype=dtype,
         strict=strict,
+        max_calls=wave,
     )
     if output == "-":
         known, requests = requests_of(dataset, first_stage, queries, depth, limit)
