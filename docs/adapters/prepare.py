@@ -3,8 +3,9 @@
     python prepare.py corpus OUT LISTS...        the distinct passages of several lists as a BEIR corpus.jsonl
     python prepare.py first-stage DATASET OUT    BM25 over the corpus, as a TREC run
     python prepare.py teach DATASET RUN MODEL OUT    the run's documents with a bi-encoder's cosines, as a TREC run
-    python prepare.py split REQUESTS QRELS N DEV HELD    the first N of rank_llm's requests with their labels as lists
-                                                 to choose on, and the queries that must then not be trained on
+    python prepare.py split REQUESTS QRELS N DEV HELD    of the first N of rank_llm's requests every other one, with
+                                                 every other of its first 60 passages and their labels, to choose on;
+                                                 and the N queries that must then not be trained on
 
 `teach` gives what `rerank run -s pointwise -b bi-encoder --run RUN` gives, and embeds each text once for the whole
 collection.
@@ -80,9 +81,10 @@ def split(requests: str, qrels: str, count: str, dev: str, held_out: str) -> Non
     judged = read_qrels(qrels)
     kept = list(read_rank_llm(requests))[: int(count)]
     with open(dev, "w", encoding="utf-8") as stream:
-        for each in kept:
+        for each in kept[::2]:
             labels = judged[each.query.query_id]
-            docs = [{"docid": p.doc_id, "text": p.text, "label": labels.get(p.doc_id)} for p in each.passages]
+            shown = each.passages[:60:2]
+            docs = [{"docid": p.doc_id, "text": p.text, "label": labels.get(p.doc_id)} for p in shown]
             stream.write(json.dumps({"qid": each.query.query_id, "query": each.query.text, "docs": docs}) + "\n")
     Path(held_out).write_text("".join(each.query.text + "\n" for each in kept), encoding="utf-8")
 

@@ -141,7 +141,8 @@ def run(
                     ranker, bar.watch(requests), target, tag=tag, block=block, journal=journal, on_error=on_error
                 )
         except KeyboardInterrupt:
-            opt.notes.print(f"{output}: queries done: {journal.totals.queries}; the same command goes on from there")
+            durable = Journal(journal_path(target), settings).totals  # a block may be written and not counted yet
+            opt.notes.print(f"{output}: queries done: {durable.queries}; the same command goes on from there")
             raise
     report(totals)
 
