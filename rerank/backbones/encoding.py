@@ -34,11 +34,13 @@ class Encoder:
 
     def ids(self, text: str) -> list[int]:
         """The ids of a text. A chat template writes its own first token; without one the tokenizer adds it."""
-        ids: list[int] = self.tokenizer.encode(text, add_special_tokens=self.tokenizer.chat_template is None)
+        ids: list[int] = self.tokenizer.encode(
+            text, add_special_tokens=self.tokenizer.chat_template is None, verbose=False
+        )
         return ids
 
     def continuation(self, text: str) -> tuple[int, ...]:
-        return tuple(self.tokenizer.encode(text, add_special_tokens=False))
+        return tuple(self.tokenizer.encode(text, add_special_tokens=False, verbose=False))
 
     def encode(self, dialogue: Dialogue, reserve: int) -> tuple[tuple[int, ...], str, int]:
         """The prompt's ids, the end of its text, and how many passages were shortened to leave `reserve`
@@ -90,7 +92,7 @@ class Encoder:
         encoded = self.tokenizer(tail + text, add_special_tokens=False, return_offsets_mapping=True)
         ids, position, start = tuple(encoded["input_ids"]), len(tail), len(before)
         if ids[:start] != before:
-            encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+            encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
             joined, ids, position, start = ids, tuple(encoded["input_ids"]), 0, 0
             if not self._can_follow(tail, text, ids, joined):
                 raise LabelError(f"{text[:16]!r} does not begin with a token of its own after {tail[-16:]!r}")
@@ -172,9 +174,9 @@ class Encoder:
         if len(text.encode()) <= tokens:  # a token is a byte at least
             return text
         if not self.tokenizer.is_fast:  # without offsets the text is put together again from its tokens
-            ids = self.tokenizer.encode(text, add_special_tokens=False)
+            ids = self.tokenizer.encode(text, add_special_tokens=False, verbose=False)
             return text if len(ids) <= tokens else str(self.tokenizer.decode(ids[:tokens])).rstrip("\ufffd")
-        encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
         offsets: list[tuple[int, int]] = encoded["offset_mapping"]
         return text if len(offsets) <= tokens else text[: offsets[tokens - 1][1]]
 
