@@ -120,9 +120,7 @@ def label(
     'rerank run'. A run that died resumes.
     """
     opt.show_log()
-    inner, adapter = opt.load_described(
-        strategy, prompt, option, backbone=backbone, model=model, adapter=adapter
-    )
+    inner, adapter = opt.load_described(strategy, prompt, option, backbone=backbone, model=model, adapter=adapter)
     if not isinstance(inner, Listwise):
         raise InputError(f"{strategy} has no windows to slide; use 'rerank run', whose run is a teacher as it is")
     made = MultiPass(inner)

@@ -23,7 +23,7 @@ def rank(
     passages: Annotated[
         str, typer.Argument(metavar="FILE", help="Text with a passage a line; '-' is standard input.")
     ] = "-",
-    strategy: opt.StrategyName = "first",
+    strategy: opt.StrategyName = "pointwise",
     model: opt.Model = None,
     adapter: opt.Adapter = None,
     prompt: opt.PromptName = None,

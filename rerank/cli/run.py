@@ -31,7 +31,7 @@ def run(
             metavar="DATASET", help="See 'rerank ls datasets'. Not needed when --queries brings the passages."
         ),
     ] = None,
-    strategy: opt.StrategyName = "first",
+    strategy: opt.StrategyName = "pointwise",
     output: Annotated[
         str,
         typer.Option(
