@@ -126,7 +126,7 @@ def test_run_takes_a_first_stage_a_depth_a_limit_and_options(
 ) -> None:
     stage = tmp_path / "stage.trec"
     stage.write_text("".join(f"{q} Q0 d{i} 0 {i}.0 x\n" for q in ("q1", "q2") for i in (1, 2, 3, 4)))
-    args = ["run", beir, "--run", stage, "-k", 3, "--limit", 1, "-O", "window=2", "-O", "step=1"]
+    args = ["run", beir, "--run", stage, "-s", "first", "-k", 3, "--limit", 1, "-O", "window=2", "-O", "step=1"]
     status, out, err = cli(*args, "-O", "passage-tokens=4", *model)
     assert status == 0
     assert {query_id: set(docs) for query_id, docs in run_of(out, tmp_path).items()} == {"q1": {"d4", "d3", "d2"}}
@@ -302,7 +302,7 @@ def test_rank_shows_the_lines_of_a_file(cli: Cli, model: list[str], tmp_path: Pa
 
 
 def test_rank_strict_names_the_line(cli: Cli, model: list[str]) -> None:
-    done = cli("rank", "which", "--strict", *model, stdin="good\nsee [B]\n")
+    done = cli("rank", "which", "-s", "first", "--strict", *model, stdin="good\nsee [B]\n")
     assert_error(done, "passage '2' holds")
 
 
