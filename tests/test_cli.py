@@ -189,8 +189,10 @@ def test_finished_output_of_a_pipe_is_not_taken_for_that_of_another(cli: Cli, mo
 
 
 def start(*args: object) -> subprocess.Popen[bytes]:
+    """A shell that runs the tests in the background has them, and what they start, ignore an interrupt."""
     command = [*COMMAND, *map(str, args)]
-    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen(command, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL), **pipes)
 
 
 def wait_for(true: Callable[[], bool], process: subprocess.Popen[bytes]) -> None:
