@@ -11,11 +11,10 @@ import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from rerank.backbones.base import Prepared, by_length
-from rerank.backbones.cross_encoder import longest, pair_of
+from rerank.backbones.cross_encoder import load_sentence_model, longest, pair_of
 from rerank.backbones.embedded import EMBEDDED_BI_ENCODER, MINILM, resolve
 from rerank.backbones.encoding import Encoder
 from rerank.backbones.hardware import choose_device, choose_dtype, default_batch_tokens
@@ -206,30 +205,9 @@ def _prompt(model: SentenceTransformer, *names: str) -> str:
 
 
 def _load(name: str, device: str, dtype: object) -> SentenceTransformer:
-    from safetensors import SafetensorError
     from sentence_transformers import SentenceTransformer
-    from transformers.utils import logging as hf_logging
 
-    local = Path(name).is_dir()
-    if local and not ((Path(name) / "config.json").is_file() or (Path(name) / "modules.json").is_file()):
-        raise InputError(f"model directory {name!r} has no config.json and no modules.json")
-    bars = hf_logging.is_progress_bar_enabled()
-    hf_logging.disable_progress_bar()
-    try:
-        return SentenceTransformer(
-            name,
-            device=device,
-            trust_remote_code=False,
-            local_files_only=local,
-            model_kwargs={"dtype": dtype, "use_safetensors": True},
-        )
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
-        where = "" if local else "no such directory, and the hub says: "
-        reason = " ".join(str(error).split())[:200]
-        raise BackboneError(f"cannot load the bi-encoder {name!r}: {where}{reason}") from error
-    finally:
-        if bars:
-            hf_logging.enable_progress_bar()
+    return load_sentence_model("bi-encoder", SentenceTransformer, name, device, dtype)
 
 
 def _check(model: SentenceTransformer, name: str) -> None:

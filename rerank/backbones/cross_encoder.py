@@ -7,10 +7,10 @@ A BERT or a decoder with a classification head of one label, or a language model
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from rerank.backbones.base import Prepared, by_length
 from rerank.backbones.encoding import Encoder
@@ -21,6 +21,7 @@ from rerank.errors import BackboneError, CapabilityError, ContextError, InputErr
 if TYPE_CHECKING:
     from sentence_transformers import CrossEncoder, SentenceTransformer
 
+Model = TypeVar("Model")
 EXAMPLE = "cross-encoder/ms-marco-MiniLM-L6-v2"
 
 
@@ -155,8 +156,17 @@ def pair_of(call: Call, name: str) -> Dialogue:
 
 def _load(name: str, device: str, dtype: object) -> CrossEncoder:
     import torch
-    from safetensors import SafetensorError
     from sentence_transformers import CrossEncoder
+
+    # without an activation of ours the model's configuration names a callable, which is called
+    return load_sentence_model("cross-encoder", CrossEncoder, name, device, dtype, activation_fn=torch.nn.Identity())
+
+
+def load_sentence_model(
+    kind: str, make: Callable[..., Model], name: str, device: str, dtype: object, **options: object
+) -> Model:
+    """A model of sentence-transformers by hub name or directory: safetensors only, and no code of the model's."""
+    from safetensors import SafetensorError
     from transformers.utils import logging as hf_logging
 
     local = Path(name).is_dir()
@@ -165,18 +175,18 @@ def _load(name: str, device: str, dtype: object) -> CrossEncoder:
     bars = hf_logging.is_progress_bar_enabled()
     hf_logging.disable_progress_bar()
     try:
-        return CrossEncoder(
+        return make(
             name,
             device=device,
             trust_remote_code=False,
             local_files_only=local,
             model_kwargs={"dtype": dtype, "use_safetensors": True},
-            activation_fn=torch.nn.Identity(),  # else the model's configuration names a callable, which is called
+            **options,
         )
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         where = "" if local else "no such directory, and the hub says: "
         reason = " ".join(str(error).split())[:200]
-        raise BackboneError(f"cannot load the cross-encoder {name!r}: {where}{reason}") from error
+        raise BackboneError(f"cannot load the {kind} {name!r}: {where}{reason}") from error
     finally:
         if bars:
             hf_logging.enable_progress_bar()
