@@ -43,7 +43,7 @@ def settle(
     elif adapter is None and model in (None, EMBEDDED) and backbone in _LOCAL:
         folder = shipped_for(strategy, EMBEDDED)
     purpose = purpose_of(folder) if folder is not None else None
-    if folder is not None and purpose is not None and purpose.strategy == strategy:
+    if folder is not None and purpose is not None and purpose.serves(strategy):
         trained = load_prompt(purpose.prompt)
         if adapter is None and (prompt is None or prompt == trained):
             adapter = folder.name

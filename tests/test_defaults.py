@@ -15,7 +15,7 @@ from rerank.backbones.embedded import EMBEDDED
 from rerank.defaults import settle
 from rerank.errors import AdapterError, UnknownNameError
 from rerank.prompts import load_prompt
-from rerank.strategies import Pointwise
+from rerank.strategies import First, Pairwise, Pointwise, Setwise
 
 NAME = "smollm2-135m-pointwise"
 
@@ -83,6 +83,16 @@ def test_an_adapter_of_ones_own_brings_its_prompt_and_options(adapter: Path) -> 
 def test_an_adapter_of_another_strategy_brings_nothing(adapter: Path) -> None:
     Purpose("m", "first", "first-identifier@1", {"passage_tokens": 9}).write(adapter)
     assert settle("pointwise", adapter=str(adapter)) == (Pointwise(), str(adapter))
+
+
+def test_an_adapter_may_serve_several_strategies(adapter: Path) -> None:
+    Purpose("m", "first", "first-query-last@1", {"passage_tokens": 9, "window": 10, "step": 5}, ("setwise",)).write(
+        adapter
+    )
+    prompt = load_prompt("first-query-last")
+    assert settle("setwise", adapter=str(adapter))[0] == Setwise(prompt, passage_tokens=9)
+    assert settle("first", adapter=str(adapter))[0] == First(prompt, passage_tokens=9, window=10, step=5)
+    assert settle("pairwise", adapter=str(adapter))[0] == Pairwise()
 
 
 def test_a_prompt_that_lies_beside_the_adapter(adapter: Path) -> None:

@@ -81,32 +81,33 @@ def test_a_listwise_prompt_names_its_passages() -> None:
     assert call.dialogue.prefix == "["
 
 
-@pytest.mark.parametrize("name", ["pairwise", "setwise", "first-identifier"])
+@pytest.mark.parametrize("name", ["pairwise", "setwise", "first-identifier", "first-query-last"])
 def test_labels_are_in_the_order_of_the_passages(name: str) -> None:
     """Training sets the relevance of passage i beside the logit of label i."""
     passages = [Passage(f"text {i}", f"d{i}") for i in (5, 2, 9, 7)]
     call = load_prompt(name).ask(Query("q"), passages, 30)
     assert isinstance(call, LabelCall)
     text = text_of(call)
-    assert [f"[{label}] {p.text}\n" in text for label, p in zip(call.labels, passages, strict=True)] == [True] * 4
+    assert [f"[{label}] {p.text}" in text for label, p in zip(call.labels, passages, strict=True)] == [True] * 4
     assert call.dialogue.passages == tuple(passages)
     assert call.dialogue.passage_tokens == 30
 
 
-def test_an_order_by_letters_is_asked_as_first_asks() -> None:
+@pytest.mark.parametrize(
+    "names", [("first-identifier", "first-permutation"), ("first-query-last", "first-query-last-permutation")]
+)
+def test_an_order_by_letters_is_asked_as_first_asks(names: tuple[str, str]) -> None:
     """Token for token, so that one adapter can be asked for one token and for all."""
     encoder = Encoder(byte_level(), 4096, "m")
     for n in (1, 2, 20, 26):
         passages = [Passage("text " * (i % 5), f"d{i}") for i in range(n)]
-        one, all_ = (
-            load_prompt(name).ask(Query("q"), passages, 9) for name in ("first-identifier", "first-permutation")
-        )
+        one, all_ = (load_prompt(name).ask(Query("q"), passages, 9) for name in names)
         assert encoder.prepare(one).token_ids == encoder.prepare(all_).token_ids
         assert one.dialogue == all_.dialogue
         assert isinstance(all_, GenerateCall)
         assert (all_.max_tokens, all_.stop, all_.constraint) == (5 * n, ("\n",), None)
     with pytest.raises(InputError, match="can name 26 passages, not 27"):
-        load_prompt("first-permutation").ask(Query("q"), [Passage("text", f"d{i}") for i in range(27)])
+        load_prompt(names[1]).ask(Query("q"), [Passage("text", f"d{i}") for i in range(27)])
 
 
 @pytest.mark.parametrize(

@@ -1,94 +1,90 @@
-"""What the recipes here train on, made from the collections: one corpus of web passages, first stages, teachers' runs.
+"""What the recipes here train on, made from the collections: a corpus, candidates for queries, lists to begin with.
 
-    python prepare.py corpus OUT LISTS...        the distinct passages of several lists as a BEIR corpus.jsonl
-    python prepare.py first-stage DATASET OUT    BM25 over the corpus, as a TREC run
-    python prepare.py teach DATASET RUN MODEL OUT    the run's documents with a bi-encoder's cosines, as a TREC run
-    python prepare.py split REQUESTS QRELS N DEV HELD    of the first N of rank_llm's requests every other one, with
-                                                 every other of its first 60 passages and their labels, to choose on;
-                                                 and the N queries that must then not be trained on
-
-`teach` gives what `rerank run -s pointwise -b bi-encoder --run RUN` gives, and embeds each text once for the whole
-collection.
+python prepare.py corpus OUT LISTS...              the distinct passages of several lists as a BEIR corpus.jsonl
+python prepare.py candidates OUT CORPUS DEPTH HELD QUERIES...
+                                                   BM25's passages for the queries of lists (`query`) or of a BEIR
+                                                   folder (`text`), as lists in BM25's order; HELD is a file of
+                                                   datasets, one a line, whose queries are left out
+python prepare.py easy OUT LISTS RUN               for each query of lists the passage that the run has first, label
+                                                   1, among 19 of other queries, label 0
+python prepare.py split REQUESTS QRELS N DEV HELD  the first N of rank_llm's requests with every other of
+                                                   their first 60 passages and the labels, to choose on; and the N
+                                                   queries, which must then not be trained on
 """
 
 from __future__ import annotations
 
 import json
+import random
 import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-from rerank.data import BM25, load_dataset, read_qrels, read_rank_llm, read_run, write_run
-from rerank.types import Candidates, Hit, Passage, Ranking
+from rerank.data import BM25, load_dataset, read_qrels, read_rank_llm, read_run
+from rerank.training.sources import excluded_words, load_corpus, normalised
+from rerank.types import Passage, Query
 
-DEPTH = 50
+WORDS = range(2, 26)  # how long a query may be
+AMONG = 19
+
+
+def _write(path: str, records: Iterable[dict[str, object]]) -> None:
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "w", encoding="utf-8") as stream:
+        count = sum(stream.write(json.dumps(each) + "\n") > 0 for each in records)
+    print(f"{path}: {count:,}")
+
+
+def _list(query: Query, docs: Iterable[tuple[Passage, int | None]]) -> dict[str, object]:
+    shown = [{"docid": p.doc_id, "text": p.full_text} | ({} if g is None else {"label": g}) for p, g in docs]
+    return {"qid": query.query_id, "query": query.text, "docs": shown}
 
 
 def corpus(out: str, *lists: str) -> None:
-    texts: dict[str, None] = {}
-    for name in lists:
-        found = load_dataset(name).lists or {}
-        texts |= dict.fromkeys(passage.text for each in found.values() for passage in each.passages)
-    Path(out).parent.mkdir(parents=True, exist_ok=True)
-    with open(out, "w", encoding="utf-8") as stream:
-        for number, text in enumerate(texts):
-            stream.write(json.dumps({"_id": f"w{number}", "title": "", "text": text}) + "\n")
-    print(f"{len(texts):,} passages")
+    found = [each for name in lists for each in (load_dataset(name).lists or {}).values()]
+    texts = dict.fromkeys(passage.text for each in found for passage in each.passages)
+    _write(out, ({"_id": f"w{i}", "title": "", "text": text} for i, text in enumerate(texts)))
 
 
-def first_stage(dataset: str, out: str) -> None:
-    found = load_dataset(dataset)
-    assert found.corpus is not None
-    index = BM25(found.corpus)  # type: ignore[arg-type]
-    queries = list(found.queries.values())
-    run = index.search(queries, DEPTH)
-    rankings = (
-        Ranking(q, tuple(Hit(i, s, Passage("", d)) for i, (d, s) in enumerate(run[q.query_id].items(), start=1)))
-        for q in queries
-        if run[q.query_id]
-    )
-    write_run(out, rankings, "bm25")
+def candidates(out: str, corpus: str, depth: str, held: str, *queries: str) -> None:
+    base = Path(held).parent
+    seen = {words for spec in Path(held).read_text("utf-8").split() for words in excluded_words(spec, base)}
+    kept: list[Query] = []
+    for number, name in enumerate(queries):
+        for line in Path(name).read_text("utf-8").splitlines():
+            record = json.loads(line)
+            text = " ".join(str(record.get("query") or record["text"]).split())
+            words = normalised(text)
+            if words not in seen and len(text.split()) in WORDS:
+                kept.append(Query(text, f"{number}/{record.get('qid') or record['_id']}"))
+            seen.add(words)
+    passages = load_corpus(Path(corpus))
+    run = BM25(passages).search(kept, int(depth))
+    _write(out, (_list(q, ((passages[d], None) for d in run[q.query_id])) for q in kept if len(run[q.query_id]) > 9))
 
 
-def teach(dataset: str, run: str, model: str, out: str) -> None:
-    import numpy as np
-    import torch
-    from sentence_transformers import SentenceTransformer
+def easy(out: str, lists: str, run: str) -> None:
+    found, scores, draw = load_dataset(lists).lists or {}, read_run(run), random.Random(0)
+    pool = [passage for each in found.values() for passage in each.passages]
 
-    found = load_dataset(dataset)
-    requests = list(found.candidates(DEPTH, run=read_run(run) if run != "-" else None))
-    cuda = torch.cuda.is_available()
-    place, options = ("cuda", {"dtype": torch.float16}) if cuda else ("cpu", {})
-    encoder = SentenceTransformer(model, device=place, model_kwargs=options)
+    def one(query_id: str) -> dict[str, object]:
+        asked, own = found[query_id], scores[query_id]
+        best = max(asked.passages, key=lambda p: own.get(p.doc_id, float("-inf")))
+        others = {p.doc_id: p for p in draw.sample(pool, AMONG) if p.doc_id not in own}
+        return _list(asked.query, [(best, 1), *((p, 0) for p in others.values())])
 
-    def embed(texts: Iterable[str]) -> dict[str, np.ndarray]:
-        distinct = list(dict.fromkeys(texts))
-        return dict(zip(distinct, encoder.encode(distinct, batch_size=256, normalize_embeddings=True), strict=True))
-
-    passages = embed(p.full_text for c in requests for p in c.passages)
-    queries = embed(c.query.text for c in requests)
-
-    def ranking(request: Candidates) -> Ranking:
-        query = queries[request.query.text].astype(np.float32)
-        scores = [float(query @ passages[p.full_text].astype(np.float32)) for p in request.passages]
-        order = sorted(range(len(scores)), key=lambda i: -scores[i])
-        return Ranking.of(request, order, [scores[i] for i in order])
-
-    write_run(out, map(ranking, requests), Path(model).name)
+    _write(out, (one(query_id) for query_id in found if query_id in scores))
 
 
 def split(requests: str, qrels: str, count: str, dev: str, held_out: str) -> None:
     judged = read_qrels(qrels)
     kept = list(read_rank_llm(requests))[: int(count)]
-    with open(dev, "w", encoding="utf-8") as stream:
-        for each in kept[::2]:
-            labels = judged[each.query.query_id]
-            shown = each.passages[:60:2]
-            docs = [{"docid": p.doc_id, "text": p.text, "label": labels.get(p.doc_id)} for p in shown]
-            stream.write(json.dumps({"qid": each.query.query_id, "query": each.query.text, "docs": docs}) + "\n")
+    _write(
+        dev, (_list(c.query, ((p, judged[c.query.query_id].get(p.doc_id)) for p in c.passages[:60:2])) for c in kept)
+    )
     Path(held_out).write_text("".join(each.query.text + "\n" for each in kept), encoding="utf-8")
 
 
 if __name__ == "__main__":
     command, *arguments = sys.argv[1:]
-    {"corpus": corpus, "first-stage": first_stage, "teach": teach, "split": split}[command](*arguments)
+    {"corpus": corpus, "candidates": candidates, "easy": easy, "split": split}[command](*arguments)

@@ -24,15 +24,21 @@ _FOLDER = Path(__file__).parent
 @dataclass(frozen=True, slots=True)
 class Purpose:
     """What an adapter was trained for. `prompt` is `name@version`, or the path of a prompt that lies beside the
-    adapter; `options` are the strategy's."""
+    adapter; `options` are the strategy's; `also` names strategies that ask this prompt too, and do well with it."""
 
     model: str
     strategy: str
     prompt: str
     options: Mapping[str, object]
+    also: tuple[str, ...] = ()
+
+    def serves(self, strategy: str) -> bool:
+        return strategy in (self.strategy, *self.also)
 
     def write(self, folder: Path) -> None:
         told = {"model": self.model, "strategy": self.strategy, "prompt": self.prompt, "options": dict(self.options)}
+        if self.also:
+            told["also"] = list(self.also)
         (folder / NOTE).write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
 
 
@@ -45,7 +51,7 @@ def purpose_of(folder: Path) -> Purpose | None:
         told = json.loads(file.read_text(encoding="utf-8"))
         beside = folder / told["prompt"]
         prompt = str(beside) if beside.is_file() else told["prompt"]
-        return Purpose(told["model"], told["strategy"], prompt, dict(told["options"]))
+        return Purpose(told["model"], told["strategy"], prompt, dict(told["options"]), tuple(told.get("also", ())))
     except (ValueError, KeyError, TypeError) as error:
         raise AdapterError(f"{file} is damaged: {type(error).__name__} {error}") from error
 
@@ -59,6 +65,6 @@ def shipped_for(strategy: str, model: str) -> Path | None:
     """The adapter that goes with a strategy on a model."""
     for folder in shipped().values():
         purpose = purpose_of(folder)
-        if purpose is not None and (purpose.strategy, purpose.model) == (strategy, model):
+        if purpose is not None and purpose.model == model and purpose.serves(strategy):
             return folder
     return None

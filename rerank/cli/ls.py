@@ -49,7 +49,14 @@ def _adapters() -> Table:
         if (purpose := purpose_of(folder)) is not None:
             size = sum(file.stat().st_size for file in folder.iterdir()) / 1e6
             options = ", ".join(f"{option}={value}" for option, value in purpose.options.items())
-            table.add_row(name, purpose.strategy, purpose.prompt, options, f"{size:.1f}", purpose.model)
+            table.add_row(
+                name,
+                ", ".join((purpose.strategy, *purpose.also)),
+                purpose.prompt,
+                options,
+                f"{size:.1f}",
+                purpose.model,
+            )
     return table
 
 
