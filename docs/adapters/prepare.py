@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -53,7 +54,7 @@ def candidates(out: str, corpus: str, depth: str, held: str, *queries: str) -> N
     for number, name in enumerate(queries):
         for line in Path(name).read_text("utf-8").splitlines():
             record = json.loads(line)
-            text = " ".join(str(record.get("query") or record["text"]).split())
+            text = re.sub(r" (?=[?!.,'])", "", " ".join(str(record.get("query") or record["text"]).split()))
             words = normalised(text)
             if words not in seen and len(text.split()) in WORDS:
                 kept.append(Query(text, f"{number}/{record.get('qid') or record['_id']}"))

@@ -120,7 +120,8 @@ def label(
     'rerank run'. A run that died resumes.
     """
     opt.show_log()
-    inner, adapter = opt.load_described(strategy, prompt, option, backbone=backbone, model=model, adapter=adapter)
+    engine = opt.Engine(model, adapter, backbone, backbone_option, device, dtype)
+    inner, engine = engine.described(strategy, prompt, option)
     if not isinstance(inner, Listwise):
         raise InputError(f"{strategy} has no windows to slide; use 'rerank run', whose run is a teacher as it is")
     made = MultiPass(inner)
@@ -133,12 +134,7 @@ def label(
         "multi_pass": True,
         "options": {name: getattr(inner, name) for name in options_of(type(inner))},
         "prompt": made.prompt.identity,
-        "model": model,
-        "adapter": adapter,
-        "backbone": backbone,
-        "backbone_options": opt.recorded(backbone_option),
-        "device": device,
-        "dtype": dtype,
+        **engine.settings,
         "block": block,
     }
     target = Path(output)
@@ -151,17 +147,7 @@ def label(
         journal = Journal(journal_path(target), settings)
         known, requests = requests_of(dataset, first_stage, None, depth, limit)
         bar = Bar(f"{strategy}, multi-pass", known, made.calls, done=journal.totals.queries)
-        ranker = opt.load_ranker(
-            made,
-            model=model,
-            adapter=adapter,
-            backbone=backbone,
-            backbone_options=backbone_option,
-            device=device,
-            dtype=dtype,
-            strict=False,
-            on_progress=bar.show,
-        )
+        ranker = engine.load(made, on_progress=bar.show)
         with bar:
             totals = resumable_run(
                 ranker, bar.watch(requests), target, tag=f"rerank-{strategy}-multi-pass", block=block, journal=journal

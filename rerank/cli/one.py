@@ -37,18 +37,10 @@ def rank(
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON line for each passage.")] = False,
 ) -> None:
     """Rank the lines of a file for one query."""
-    made, adapter = opt.load_described(strategy, prompt, option, backbone=backbone, model=model, adapter=adapter)
+    engine = opt.Engine(model, adapter, backbone, backbone_option, device, dtype)
+    made, engine = engine.described(strategy, prompt, option)
     request = Candidates(Query(query), tuple(_passages(passages)))
-    ranker = opt.load_ranker(
-        made,
-        model=model,
-        adapter=adapter,
-        backbone=backbone,
-        backbone_options=backbone_option,
-        device=device,
-        dtype=dtype,
-        strict=strict,
-    )
+    ranker = engine.load(made, strict=strict)
     (ranking,) = ranker.rank_many([request])
     shown = ranking.top(top) if top is not None else ranking
     if as_json:

@@ -7,6 +7,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from typing import Annotated
 
 import typer
@@ -68,23 +69,64 @@ Strict = Annotated[
 ]
 
 
-def load_described(
-    name: str,
-    prompt: str | None,
-    options: list[str] | None,
-    *,
-    backbone: str,
-    model: str | None,
-    adapter: str | None,
-) -> tuple[Strategy, str | None]:
-    """The strategy that --strategy, --prompt and --option describe, and the adapter; see `settle`."""
-    values = _pairs(options)
-    if name in STRATEGIES:
-        known = options_of(STRATEGIES[name])
-        for option in values:
-            if option not in known:  # before it can pass for another argument, as 'prompt' would
-                raise UnknownNameError(f"{name} option", option, known)
-    return settle(name, model=model, adapter=adapter, prompt=prompt, backbone=backbone, options=values)
+@dataclass(frozen=True, slots=True)
+class Engine:
+    """Who computes, as --model, --adapter and so on name it."""
+
+    model: str | None
+    adapter: str | None
+    backbone: str
+    backbone_options: list[str] | None
+    device: str | None
+    dtype: str | None
+
+    def described(self, strategy: str, prompt: str | None, options: list[str] | None) -> tuple[Strategy, Engine]:
+        """The strategy that --strategy, --prompt and --option describe, and the engine with what `settle` adds."""
+        values = _pairs(options)
+        if strategy in STRATEGIES:
+            known = options_of(STRATEGIES[strategy])
+            for option in values:
+                if option not in known:  # before it can pass for another argument, as 'prompt' would
+                    raise UnknownNameError(f"{strategy} option", option, known)
+        made, adapter = settle(
+            strategy, model=self.model, adapter=self.adapter, prompt=prompt, backbone=self.backbone, options=values
+        )
+        return made, replace(self, adapter=adapter)
+
+    @property
+    def settings(self) -> dict[str, object]:
+        """For a run's card. A key is nobody else's to read, and changes no score."""
+        options = [each for each in self.backbone_options or [] if not each.partition("=")[0].strip().endswith("key")]
+        return {
+            "model": self.model,
+            "adapter": self.adapter,
+            "backbone": self.backbone,
+            "backbone_options": options,
+            "device": self.device,
+            "dtype": self.dtype,
+        }
+
+    def load(
+        self,
+        strategy: Strategy,
+        *,
+        strict: bool = False,
+        on_progress: Callable[[Progress], None] | None = None,
+        max_calls: int = MAX_CALLS,
+    ) -> Reranker:
+        """The ranker, with what it says of fetching and loading on stderr."""
+        show_log()
+        say(f"{self.backbone}: loading {self.model or 'its default model'}")
+        backbone = load_backbone(
+            self.backbone,
+            needs=strategy.prompt.needs,
+            model=self.model,
+            adapter=self.adapter,
+            device=self.device,
+            dtype=self.dtype,
+            options=_pairs(self.backbone_options),
+        )
+        return Reranker(strategy, backbone, strict=strict, on_progress=on_progress, max_calls=max_calls)
 
 
 def _pairs(options: list[str] | None) -> dict[str, object]:
@@ -96,39 +138,6 @@ def _pairs(options: list[str] | None) -> dict[str, object]:
             raise InputError(f"option {option!r} is not of the form name=value")
         found[name.strip().replace("-", "_")] = None if value == "none" else value
     return found
-
-
-def recorded(options: list[str] | None) -> list[str]:
-    """A backbone's options as a run's card may show them: a key is nobody else's to read, and changes no score."""
-    return [option for option in options or [] if not option.partition("=")[0].strip().endswith("key")]
-
-
-def load_ranker(
-    strategy: Strategy,
-    *,
-    model: str | None,
-    adapter: str | None,
-    backbone: str,
-    backbone_options: list[str] | None,
-    device: str | None,
-    dtype: str | None,
-    strict: bool,
-    on_progress: Callable[[Progress], None] | None = None,
-    max_calls: int = MAX_CALLS,
-) -> Reranker:
-    """The ranker, with what it says of fetching and loading on stderr."""
-    show_log()
-    say(f"{backbone}: loading {model or 'its default model'}")
-    engine = load_backbone(
-        backbone,
-        needs=strategy.prompt.needs,
-        model=model,
-        adapter=adapter,
-        device=device,
-        dtype=dtype,
-        options=_pairs(backbone_options),
-    )
-    return Reranker(strategy, engine, strict=strict, on_progress=on_progress, max_calls=max_calls)
 
 
 def say(text: str) -> None:

@@ -91,6 +91,7 @@ def queries(
     writer = Writer(tuple(load_prompt(name) for name in prompt or ["query-generation"]), passage_tokens)
     excluded = frozenset(words for name in exclude or [] for words in excluded_words(name, Path()))
     rules = Rules(writer.prompts, min_words, max_words, max_copied, excluded)
+    engine = opt.Engine(model, adapter, backbone, backbone_option, device, dtype)
     settings = {
         "corpus": str(corpus),
         "documents": documents,
@@ -98,10 +99,7 @@ def queries(
         "seed": seed,
         "prompts": [one.identity for one in writer.prompts],
         "passage_tokens": passage_tokens,
-        "model": model,
-        "adapter": adapter,
-        "backbone": backbone,
-        "backbone_options": opt.recorded(backbone_option),
+        **engine.settings,
     }
     if (out / "qrels" / "train.tsv").exists() and not (out / "queries.journal").exists():
         raise InputError(f"{out} holds a train split that was not made here; give another --out")
@@ -115,17 +113,7 @@ def queries(
             opt.notes.print(f"{out}: documents done: {len(chosen) - len(todo)}; going on from there")
         if todo:
             bar = Bar("queries", len(chosen), writer.calls, done=len(chosen) - len(todo))
-            ranker = opt.load_ranker(
-                writer,
-                model=model,
-                adapter=adapter,
-                backbone=backbone,
-                backbone_options=backbone_option,
-                device=device,
-                dtype=dtype,
-                strict=False,
-                on_progress=bar.show,
-            )
+            ranker = engine.load(writer, on_progress=bar.show)
             with bar:
                 totals = _write(ranker, bar, todo, notebook, block)
             opt.notes.print(

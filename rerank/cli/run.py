@@ -75,7 +75,8 @@ def run(
 ) -> None:
     """Rank every query's candidates and write a TREC run."""
     opt.show_log()
-    made, adapter = opt.load_described(strategy, prompt, option, backbone=backbone, model=model, adapter=adapter)
+    engine = opt.Engine(model, adapter, backbone, backbone_option, device, dtype)
+    made, engine = engine.described(strategy, prompt, option)
     tag = tag or f"rerank-{strategy}"
     if any(map(str.isspace, tag)):
         raise InputError(f"the tag {tag!r} cannot stand in a TREC run: it has white space")
@@ -88,12 +89,7 @@ def run(
         "strategy": strategy,
         "options": {name: getattr(made, name) for name in options_of(type(made))},
         "prompt": made.prompt.identity,
-        "model": model,
-        "adapter": adapter,
-        "backbone": backbone,
-        "backbone_options": opt.recorded(backbone_option),
-        "device": device,
-        "dtype": dtype,
+        **engine.settings,
         "strict": strict,
         "tag": tag,
         "block": block,
@@ -101,18 +97,7 @@ def run(
     }
     on_error: OnError = "raise" if strict else "keep"
     # the model takes longest, so it is loaded when all else is known to be in order
-    load = partial(
-        opt.load_ranker,
-        made,
-        model=model,
-        adapter=adapter,
-        backbone=backbone,
-        backbone_options=backbone_option,
-        device=device,
-        dtype=dtype,
-        strict=strict,
-        max_calls=wave,
-    )
+    load = partial(engine.load, made, strict=strict, max_calls=wave)
     if output == "-":
         known, requests = requests_of(dataset, first_stage, queries, depth, limit)
         bar = Bar(strategy, known, made.calls, hidden=sys.stdout.isatty())  # the lines themselves show how far it is
