@@ -22,3 +22,6 @@ once work/easy.jsonl python prepare.py easy work/easy.jsonl work/web.jsonl work/
 for part in pointwise-1 pointwise-2 pointwise-3 first-1 first-2; do
     rerank train $part.yaml --out work/$part
 done
+once work/pointwise python prepare.py average work/pointwise work/pointwise-{1,2,3}/adapter
+once work/smollm2-135m-pointwise rerank compress work/pointwise --rank 8 --output work/smollm2-135m-pointwise
+once work/smollm2-135m-first rerank compress work/first-2/adapter --rank 8 --output work/smollm2-135m-first

@@ -17,11 +17,14 @@ from __future__ import annotations
 import json
 import random
 import re
+import shutil
 import sys
 from collections.abc import Iterable
 from pathlib import Path
 
+from rerank.adapters import NOTE
 from rerank.data import BM25, load_dataset, read_qrels, read_rank_llm, read_run
+from rerank.training.methods import averaged
 from rerank.training.sources import excluded_words, load_corpus, normalised
 from rerank.types import Passage, Query
 
@@ -77,6 +80,11 @@ def easy(out: str, lists: str, run: str) -> None:
     _write(out, (one(query_id) for query_id in found if query_id in scores))
 
 
+def average(out: str, *adapters: str) -> None:
+    averaged([Path(each) for each in adapters], Path(out))
+    shutil.copy(Path(adapters[-1]) / NOTE, out)
+
+
 def split(requests: str, qrels: str, count: str, dev: str, held_out: str) -> None:
     judged = read_qrels(qrels)
     kept = list(read_rank_llm(requests))[: int(count)]
@@ -88,4 +96,4 @@ def split(requests: str, qrels: str, count: str, dev: str, held_out: str) -> Non
 
 if __name__ == "__main__":
     command, *arguments = sys.argv[1:]
-    {"corpus": corpus, "candidates": candidates, "easy": easy, "split": split}[command](*arguments)
+    {"corpus": corpus, "candidates": candidates, "easy": easy, "average": average, "split": split}[command](*arguments)
