@@ -65,7 +65,7 @@ def test_what_calls_share_comes_first() -> None:
     for name in ("pointwise-yes-no", "pointwise-graded"):
         text = text_of(load_prompt(name).ask(Query("QUERY"), [Passage("PASSAGE", "a")]))
         assert text.index("QUERY") < text.index("PASSAGE")
-    for name in ("pairwise", "setwise", "full-ranking"):
+    for name in ("pairwise", "setwise", "full-ranking", "elimination"):
         text = text_of(load_prompt(name).ask(Query("QUERY"), [Passage("PASSAGE", "a"), Passage("OTHER", "b")]))
         assert text.index("QUERY") < text.index("PASSAGE") < text.index("OTHER")
 
@@ -81,7 +81,7 @@ def test_a_listwise_prompt_names_its_passages() -> None:
     assert call.dialogue.prefix == "["
 
 
-@pytest.mark.parametrize("name", ["pairwise", "setwise", "first-identifier", "first-query-last"])
+@pytest.mark.parametrize("name", ["pairwise", "setwise", "first-identifier", "first-query-last", "elimination"])
 def test_labels_are_in_the_order_of_the_passages(name: str) -> None:
     """Training sets the relevance of passage i beside the logit of label i."""
     passages = [Passage(f"text {i}", f"d{i}") for i in (5, 2, 9, 7)]

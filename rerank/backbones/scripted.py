@@ -73,13 +73,15 @@ class ScriptedBackbone:
 def oracle(relevance: Mapping[str, float] | Mapping[str, Mapping[str, float]]) -> Script:
     """A script that judges perfectly by doc_id -> relevance, or query_id -> doc_id -> relevance.
 
-    It answers every prompt of one passage (higher is more relevant) and of many (best first).
+    It answers every prompt of one passage (higher is more relevant) and of many (best first, or least relevant first
+    where that is asked).
     """
 
     def relevances(call: Call) -> list[float]:
         judged = relevance.get(call.dialogue.query.query_id, relevance)
         table = judged if isinstance(judged, Mapping) else relevance
-        return [_number(table, passage) for passage in call.dialogue.passages]
+        sign = -1 if call.dialogue.least_first else 1
+        return [sign * _number(table, passage) for passage in call.dialogue.passages]
 
     def script(call: Call) -> str | Sequence[float]:
         values = relevances(call)

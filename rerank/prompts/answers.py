@@ -79,10 +79,14 @@ class Score(_Spec):
 
 
 class Identifier(_Spec):
-    """FIRST: the identifiers by descending logit of the single next token (Reddy et al., EMNLP 2024, 3.1)."""
+    """FIRST: the identifiers by descending logit of the single next token (Reddy et al., EMNLP 2024, 3.1).
+
+    With `least_first` the prompt asks for the least relevant passage, and the order is by ascending logit.
+    """
 
     kind: Literal["identifier"]
     identifiers: Literal["letters"] = "letters"
+    least_first: bool = False
 
 
 class Permutation(_Spec):
@@ -90,6 +94,7 @@ class Permutation(_Spec):
 
     `tokens_per_item` bounds the answer: that many tokens for each passage asked for. Generation ends at
     any of `stop`. `constrained` has the engine write nothing but identifiers and `>`, as many as passages.
+    With `least_first` the prompt asks for the least relevant passage first, and the answer is read backwards.
     """
 
     kind: Literal["permutation"]
@@ -97,6 +102,7 @@ class Permutation(_Spec):
     tokens_per_item: int = Field(gt=0)
     stop: tuple[str, ...] = ()
     constrained: bool = False
+    least_first: bool = False
 
     def constraint(self, n: int, wanted: int) -> Regex | None:
         """`wanted` of n identifiers in a row; that none comes twice is not asked, and seen when the answer is read."""
@@ -124,20 +130,23 @@ _SEPARATOR = re.compile(r"[\s>,;=.\-→]*")
 
 
 def read_permutation(
-    text: str, n: int, top: int | None = None, identifiers: Identifiers = "numbers"
+    text: str, n: int, top: int | None = None, identifiers: Identifiers = "numbers", least_first: bool = False
 ) -> tuple[list[int], Outcomes]:
     """The longest chain of bracketed identifiers, `[2]` or `[B]`, of n passages, as 0-based positions.
 
     A chain is an answer when it is written with `>`, or when nothing but identifiers is there; an error
     message or a sentence in which numbers happen to stand is not.
     clean: each of the n once. repaired: repeats and foreign identifiers dropped, missing ones appended in the
-    given order, all counted. failed: no answer; the given order stands. Where only the best `top` were asked
-    for, only what those lack is missing.
+    given order, all counted. failed: no answer; the given order stands. Where only `top` were asked for, only
+    what those lack is missing. With `least_first` the last of the order is written first: what was named goes
+    to the end, backwards, and what was not stays before it.
 
     >>> read_permutation("[2] > [1] > [2] > [9]", 3)[0]
     [1, 0, 2]
     >>> read_permutation("[B] > [A] > [C]", 3, identifiers="letters")[0]
     [1, 0, 2]
+    >>> read_permutation("[1] > [3]", 4, top=2, least_first=True)[0]
+    [1, 3, 2, 0]
     >>> str(read_permutation("HTTP error [429], see section [2]", 3)[1])
     '1 failed'
     """
@@ -162,6 +171,6 @@ def read_permutation(
     rest = [i for i in range(n) if i not in set(order)]
     missing = max(0, (n if top is None else min(top, n)) - len(order))
     clean = not (foreign or duplicate or missing)
-    return order + rest, Outcomes.of(
+    return rest + order[::-1] if least_first else order + rest, Outcomes.of(
         Outcome.CLEAN if clean else Outcome.REPAIRED, duplicate=duplicate, foreign=foreign, missing=missing
     )

@@ -123,7 +123,9 @@ class Prompt(BaseModel):
     @property
     def identity(self) -> str:
         """What a run records: name, version, and a hash of the content."""
-        return f"{self.name}@{self.version}#{hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:8]}"
+        # a field that came later is hashed where it is used only: what older runs recorded stays true
+        content = self.model_dump_json(exclude=None if self.least_first else {"answer": {"least_first"}})
+        return f"{self.name}@{self.version}#{hashlib.sha256(content.encode()).hexdigest()[:8]}"
 
     @property
     def shows(self) -> Literal["one", "many"]:
@@ -154,6 +156,11 @@ class Prompt(BaseModel):
         return self.answer.identifiers if isinstance(self.answer, Identifier | Permutation) else None
 
     @property
+    def least_first(self) -> bool:
+        """Whether it asks for the least relevant first. Its answers are read into an order with the best first."""
+        return isinstance(self.answer, Identifier | Permutation) and self.answer.least_first
+
+    @property
     def max_passages(self) -> int | None:
         """The most passages that one call can name."""
         return len(LETTERS) if self.identifiers == "letters" else None
@@ -167,6 +174,15 @@ class Prompt(BaseModel):
     @property
     def asks_top(self) -> bool:
         """Whether the prompt can ask for the best few of the passages only: it says `{top}`."""
+        return self._says_top and not self.least_first
+
+    @property
+    def asks_bottom(self) -> bool:
+        """Whether the prompt can ask for the least relevant few only: `{top}` is how many of them come first."""
+        return self._says_top and self.least_first
+
+    @property
+    def _says_top(self) -> bool:
         turns = [turn for turn in self.messages if isinstance(turn, _Turn)]
         return any("top" in _fields(text) for text in (self.prefix, *(turn.content for turn in turns)))
 
@@ -176,11 +192,11 @@ class Prompt(BaseModel):
         """The call that shows these passages, in this order.
 
         Where the answer is an identifier it is a LabelCall whose labels are in the order of the passages: label
-        i names passage i, so that training may set a relevance beside each label's logit. `top` asks for the best
-        few only, of a prompt that `asks_top`; None for all.
+        i names passage i, so that training may set a relevance beside each label's logit. `top` asks for so many
+        only, the best of a prompt that `asks_top`, the least relevant of one that `asks_bottom`; None for all.
         """
         labels = self.names(len(passages))
-        if top is not None and not self.asks_top:
+        if top is not None and not self._says_top:
             raise PromptError(f"prompt {self.name!r} asks for all passages; for the top {top} it must say {{top}}")
         n = len(passages)
         wanted = n if top is None else min(top, n)
@@ -204,7 +220,7 @@ class Prompt(BaseModel):
             else:
                 messages.append(Message(turn.role, _fill(turn.content, common)))
         prefix = "".join(span.text for span in _fill(self.prefix, common))
-        dialogue = Dialogue(tuple(messages), prefix, query, tuple(passages), passage_tokens)
+        dialogue = Dialogue(tuple(messages), prefix, query, tuple(passages), passage_tokens, self.least_first)
         match self.answer:
             case Binary() | Graded():
                 return LabelCall(dialogue, self.answer.labels)
@@ -235,23 +251,30 @@ class Prompt(BaseModel):
     def order(self, answer: Answer, n: int, top: int | None = None) -> Order:
         """The order of the n passages shown, as positions; the given order, and failed, where unreadable.
 
-        `top` is what was asked for; the others follow in the given order.
+        `top` is how many were asked for; the others keep the given order, behind the best or before the least
+        relevant.
         """
         match self.answer:
-            case Identifier() if len(answer.logprobs) == n and all(map(math.isfinite, answer.logprobs)):
-                positions = sorted(range(n), key=lambda i: -answer.logprobs[i])
-                scores = tuple(answer.logprobs[i] for i in positions)
-                return Order(positions, scores, _read_labels(answer))
+            case Identifier(least_first=least) if len(answer.logprobs) == n and all(
+                map(math.isfinite, answer.logprobs)
+            ):
+                values = [-value if least else value for value in answer.logprobs]
+                positions = sorted(range(n), key=lambda i: -values[i])
+                return Order(positions, tuple(values[i] for i in positions), _read_labels(answer))
             case Identifier():
                 return Order(list(range(n)), None, Outcomes.of(Outcome.FAILED))
             case Permutation():
-                positions, outcomes = read_permutation(self.prefix + answer.text, n, top, self.answer.identifiers)
+                text, spec = self.prefix + answer.text, self.answer
+                positions, outcomes = read_permutation(text, n, top, spec.identifiers, spec.least_first)
                 return Order(positions, None, outcomes)
         raise PromptError(f"prompt {self.name!r} scores one passage; it does not order several")
 
 
 class Order(NamedTuple):
-    """Positions, best first; scores beside them where the prompt gives scores; how the answer was read."""
+    """Positions, best first; scores beside them where the prompt gives scores; how the answer was read.
+
+    The scores are log-probabilities, negated where the prompt asks for the least relevant.
+    """
 
     positions: list[int]
     scores: tuple[float, ...] | None

@@ -9,11 +9,13 @@ from rerank.errors import UnknownNameError
 from rerank.options import checked, names
 from rerank.prompts import Prompt, load_prompt
 from rerank.strategies.base import Steps, Strategy, Verdict, by_score
+from rerank.strategies.elimination import Elimination
 from rerank.strategies.full import FullRanking
 from rerank.strategies.listwise import First, Listwise
 from rerank.strategies.pairwise import Pairwise
 from rerank.strategies.pointwise import Pointwise
 from rerank.strategies.setwise import Setwise
+from rerank.strategies.tournament import Tournament
 
 STRATEGIES: Mapping[str, type[Strategy]] = MappingProxyType(
     {
@@ -23,6 +25,8 @@ STRATEGIES: Mapping[str, type[Strategy]] = MappingProxyType(
         "listwise": Listwise,
         "first": First,
         "full-ranking": FullRanking,
+        "elimination": Elimination,
+        "tournament": Tournament,
     }
 )
 
@@ -45,6 +49,7 @@ def load_strategy(name: str, *, prompt: str | Prompt | None = None, **options: o
 
 __all__ = [
     "STRATEGIES",
+    "Elimination",
     "First",
     "FullRanking",
     "Listwise",
@@ -53,6 +58,7 @@ __all__ = [
     "Setwise",
     "Steps",
     "Strategy",
+    "Tournament",
     "Verdict",
     "by_score",
     "load_strategy",

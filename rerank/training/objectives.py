@@ -192,3 +192,8 @@ def check_prompt(strategy: str, prompt: Prompt) -> None:
             f"prompt {prompt.name!r} is answered by {prompt.answer.kind}; strategy {strategy!r} trains answers by "
             f"{' or '.join(fits)}"
         )
+    if prompt.least_first:
+        raise PromptError(
+            f"prompt {prompt.name!r} asks for the least relevant passage, and training puts the highest logit on the "
+            "most relevant one; give a prompt that asks for that"
+        )
