@@ -98,8 +98,8 @@ def test_the_least_relevant_are_asked_for_and_no_more() -> None:
     first, *_, last = asked
     assert isinstance(first, GenerateCall) and isinstance(last, GenerateCall)
     texts = ["".join(span.text for message in call.dialogue.messages for span in message.spans) for call in asked]
-    assert "the worst 3, the very worst first" in texts[0] and first.max_tokens == 3 * 6
-    assert "the worst 2, the very worst first" in texts[-1] and last.max_tokens == 2 * 6  # of three that remain
+    assert "Of the 9 passages above 3 must be left out" in texts[0] and first.max_tokens == 3 * 6
+    assert "Of the 3 passages above 2 must be left out" in texts[-1] and last.max_tokens == 2 * 6
 
 
 @pytest.mark.parametrize(

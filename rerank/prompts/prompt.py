@@ -255,10 +255,8 @@ class Prompt(BaseModel):
         relevant.
         """
         match self.answer:
-            case Identifier(least_first=least) if len(answer.logprobs) == n and all(
-                map(math.isfinite, answer.logprobs)
-            ):
-                values = [-value if least else value for value in answer.logprobs]
+            case Identifier() if len(answer.logprobs) == n and all(map(math.isfinite, answer.logprobs)):
+                values = [-value if self.least_first else value for value in answer.logprobs]
                 positions = sorted(range(n), key=lambda i: -values[i])
                 return Order(positions, tuple(values[i] for i in positions), _read_labels(answer))
             case Identifier():
