@@ -27,15 +27,15 @@ _GAIN = 1e-9  # a move that gains less is rounding, and could be taken back for 
 def wins(p: Preferences) -> list[float]:
     """s_i = Σ_j p[i][j], the wins and half the ties: PRP's allpair (Qin et al., Findings of NAACL 2024)."""
     _matrix(p)
-    return [sum(value for j, value in enumerate(row) if j != i) for i, row in enumerate(p)]
+    return [sum((value for j, value in enumerate(row) if j != i), 0.0) for i, row in enumerate(p)]
 
 
 def bradley_terry(p: Preferences, *, tie: float = 0.1) -> list[float]:
     """Log-strengths λ, of mean 0: P(i before j) = 1 / (1 + exp(λ_j - λ_i)), of maximum likelihood.
 
-    By the MM algorithm (Hunter, Annals of Statistics 2004, eq. 3): γ_i = W_i / Σ_j N_ij / (γ_i + γ_j), until no λ
-    moves any more. The maximum is at infinity where some passages win against all others, so each
-    pair gets `tie` more comparisons that ended even; the data are one comparison a pair.
+    By the MM algorithm (Hunter, Annals of Statistics 2004, eq. 3): γ_i = W_i / Σ_j N_ij / (γ_i + γ_j), until no λ moves
+    any more. The maximum is at infinity where some passages win against all others, so each pair gets `tie` more
+    comparisons that ended even; the data are one comparison a pair.
 
     Where every pair was compared, as here, the order is that of `wins`, since at the maximum the expected wins are the
     observed ones, and they grow with λ. What is gained is a scale whose differences are log-odds.
@@ -85,8 +85,8 @@ def path(p: Preferences) -> list[int]:
     paths of the same weight; passages are taken in the order of their `wins`, so that it decides among them.
 
     The paper learns its weights for this. Only neighbours count: the path goes round every tie, by whatever passage
-    wins by mistake, and of probabilities it need not be the order that all agree on. With p = σ(s_i - s_j) and eight s from 3 to 0 it is 0, 2, 4, 6, 1, 3, 5, 7, since one
-    long step back costs less than the longer steps forward gain.
+    wins by mistake, and of probabilities it need not be the order that all agree on. With p = σ(s_i - s_j) and eight
+    s from 3 to 0 it is 0, 2, 4, 6, 1, 3, 5, 7, since one long step back costs less than longer steps forward gain.
     """
     scores = wins(p)
     start = sorted(range(len(p)), key=lambda i: -scores[i])
@@ -108,7 +108,7 @@ def kemeny_of_orders(orders: Sequence[Sequence[int]]) -> list[int]:
     places = _places(orders)
     votes = (places[:, :, None] < places[:, None, :]).sum(axis=0).astype(np.float64)  # whole, so that equal is equal
     order, start = list[int](), borda(orders)
-    for part in _parts(votes / len(orders) + np.eye(len(votes)) / 2):
+    for part in _parts(votes / len(orders)):
         short = len(part) <= KEMENY_EXACT
         order += _kemeny(votes, part) if short else _moved(votes, [i for i in start if i in set(part)])
     return order
@@ -218,11 +218,11 @@ def _exchanged(matrix: Matrix, order: list[int]) -> list[int]:
         order = [*order[:i], *order[j:k], *order[i:j], *order[k:]]
 
 
-def _moved(shares: Matrix, order: list[int]) -> list[int]:
+def _moved(votes: Matrix, order: list[int]) -> list[int]:
     """Puts the passage whose move gains most elsewhere, again and again."""
     n = len(order)
     while True:
-        lead = (shares - shares.T)[np.ix_(order, order)]
+        lead = (votes - votes.T)[np.ix_(order, order)]
         passed = np.cumsum(lead, axis=1)  # [i, j]: how much i is preferred to those up to j
         own = passed.diagonal()[:, None]
         ahead = own - np.hstack([np.zeros((n, 1)), passed[:, :-1]])  # gained by putting i before j < i

@@ -70,7 +70,6 @@ class Listwise:
         most = self.prompt.max_passages
         if most is not None and self.window > most:
             raise InputError(f"window {self.window}: prompt {self.prompt.name!r} can name {most} passages")
-
         for name in ("passes", "shuffles"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} is {getattr(self, name)}; give at least 1")
