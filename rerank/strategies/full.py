@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from rerank.calls import Answer, Call
 from rerank.errors import InputError, PromptError
 from rerank.prompts import Prompt, load_prompt
 from rerank.prompts.prompt import Order
-from rerank.strategies.base import Asking
 from rerank.strategies.listwise import Listwise
 from rerank.types import Passage, Query
 
@@ -33,7 +33,14 @@ class FullRanking(Listwise):
             raise InputError(f"top is {self.top}; give at least 1, or None for all")
         if self.top is not None and not self.prompt.asks_top:
             raise PromptError(f"prompt {self.prompt.name!r} asks for all passages; for a top it must say {{top}}")
+        if self.top is not None and self.shuffles > 1:
+            raise InputError(
+                f"shuffles is {self.shuffles}: answers vote on the order of all passages, and top={self.top} has only "
+                "some of it written; leave one of them out"
+            )
 
-    def _ordered(self, query: Query, passages: Sequence[Passage]) -> Asking[Order]:
-        (answer,) = yield [self.prompt.ask(query, passages, self.passage_tokens, self.top)]
-        return self.prompt.order(answer, len(passages), self.top)
+    def _ask(self, query: Query, passages: Sequence[Passage]) -> Call:
+        return self.prompt.ask(query, passages, self.passage_tokens, self.top)
+
+    def _read(self, answer: Answer, n: int) -> Order:
+        return self.prompt.order(answer, n, self.top)

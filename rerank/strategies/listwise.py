@@ -4,14 +4,19 @@ Each call orders one window in place, so that a good passage is carried forward 
 windows of a query follow one another; those of different queries run together. How a window is ordered is
 the prompt's affair: by a generated permutation (RankGPT), or by the logits of one token (FIRST; Reddy et
 al., EMNLP 2024). `first-permutation` has written what `first-identifier` has a FIRST model say in one token.
+
+What a model says of a window depends on the order in which it is shown. Permutation self-consistency shows it in
+several and takes the order that is nearest to all answers (Tang et al., NAACL 2024).
 """
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
-from rerank.calls import Kind
+from rerank.calls import Answer, Call, Kind
 from rerank.errors import InputError, PromptError
 from rerank.prompts import Prompt, load_prompt
 from rerank.prompts.prompt import Order
@@ -35,7 +40,14 @@ def windows(n: int, size: int, step: int) -> list[tuple[int, int]]:
 
 @dataclass(frozen=True, slots=True)
 class Listwise:
-    """Sliding windows of `window` passages, `step` apart; 20 and 10 are the paper's.
+    """Sliding windows of `window` passages, `step` apart; 20 and 10 are the paper's. They slide `passes` times over
+    the list: each carries `window - step` passages to the head, and later ones also put right what lies behind.
+
+    With `shuffles` above 1 each window is asked about that often, in one batch: as it stands, then in orders drawn with
+    `seed` (the paper draws them all). The answers are merged by their sums of places (`merge` "borda") or by the
+    least Kendall distance to all (`kemeny`, the paper's: exact for windows of at most 20, Borda's order and
+    moves that improve it above). An answer that cannot be read has no vote, and passages that one leaves out stand
+    in it as the window has them; without any answer the window stands as it is.
 
     Scores are the labels' log-probabilities where one call saw the whole list and the prompt gives them;
     else descending ranks. `passage_tokens` cuts every passage to that many tokens.
@@ -45,6 +57,10 @@ class Listwise:
     window: int = 20
     step: int = 10
     passage_tokens: int | None = None
+    passes: int = 1
+    shuffles: int = 1
+    merge: Literal["borda", "kemeny"] = "borda"
+    seed: int = 0
 
     def __post_init__(self) -> None:
         check_prompt("listwise", self.prompt, "many")
@@ -54,26 +70,63 @@ class Listwise:
         most = self.prompt.max_passages
         if most is not None and self.window > most:
             raise InputError(f"window {self.window}: prompt {self.prompt.name!r} can name {most} passages")
+        for name in ("passes", "shuffles"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} is {getattr(self, name)}; give at least 1")
+        for name, default in (("merge", "borda"), ("seed", 0)):
+            if self.shuffles == 1 and getattr(self, name) != default:
+                raise InputError(
+                    f"{name} is {getattr(self, name)}, but nothing is shuffled; leave {name} out, or give shuffles of "
+                    "2 or more"
+                )
 
     def calls(self, n: int) -> int:
-        return len(windows(n, self.window, self.step)) if n > 1 else 0
+        return self.passes * self.shuffles * len(windows(n, self.window, self.step)) if n > 1 else 0
 
     def rank(self, candidates: Candidates) -> Steps:
-        n = len(candidates)
+        n, shuffler = len(candidates), random.Random(self.seed)
         order, scores, outcomes = list(range(n)), None, Outcomes()
-        for start, end in windows(n, self.window, self.step) if n > 1 else ():
+        for start, end in self.passes * windows(n, self.window, self.step) if n > 1 else ():
             shown = order[start:end]
             passages = [candidates.passages[i] for i in shown]
-            ranked = yield from self._ordered(candidates.query, passages)
+            ranked = yield from self._ordered(candidates.query, passages, shuffler)
             order[start:end] = [shown[position] for position in ranked.positions]
             outcomes += ranked.outcomes
             scores = ranked.scores if len(shown) == n else None
         return Verdict(tuple(order), scores, outcomes)
 
-    def _ordered(self, query: Query, passages: Sequence[Passage]) -> Asking[Order]:
-        """One window's order, by one call."""
-        (answer,) = yield [self.prompt.ask(query, passages, self.passage_tokens)]
-        return self.prompt.order(answer, len(passages))
+    def _ordered(self, query: Query, passages: Sequence[Passage], shuffler: random.Random) -> Asking[Order]:
+        """One window's order, by one call, or merged of several."""
+        n = len(passages)
+        asked = [list(range(n)), *(shuffler.sample(range(n), n) for _ in range(self.shuffles - 1))]
+        answers = yield [self._ask(query, [passages[i] for i in places]) for places in asked]
+        read = [self._read(answer, n) for answer in answers]
+        if self.shuffles == 1:
+            return read[0]
+        votes = [
+            _vote(places, ranked) for places, ranked in zip(asked, read, strict=True) if not ranked.outcomes.failed
+        ]
+        merged = self._merged(votes) if votes else asked[0]
+        return Order(merged, None, sum((ranked.outcomes for ranked in read), Outcomes()))
+
+    def _merged(self, votes: Sequence[Sequence[int]]) -> list[int]:
+        from rerank.strategies import aggregation  # numpy, for those who need it
+
+        return aggregation.borda(votes) if self.merge == "borda" else aggregation.kemeny_of_orders(votes)
+
+    def _ask(self, query: Query, passages: Sequence[Passage]) -> Call:
+        return self.prompt.ask(query, passages, self.passage_tokens)
+
+    def _read(self, answer: Answer, n: int) -> Order:
+        return self.prompt.order(answer, n)
+
+
+def _vote(places: Sequence[int], ranked: Order) -> list[int]:
+    """The answer about passages that were shown at these places of the window. Those that it leaves out come last in
+    it; they stand as the window has them, and not as they were shown."""
+    named = len(places) - ranked.outcomes.missing
+    order = [places[position] for position in ranked.positions]
+    return order[:named] + sorted(order[named:])
 
 
 @dataclass(frozen=True, slots=True)

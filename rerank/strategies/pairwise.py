@@ -30,15 +30,21 @@ class Pairwise:
     `heapsort`: the best k by a binary heap. `sliding`: the best k by k passes from the tail that swap
     neighbours where the lower one wins. k is 10 unless given.
 
-    `soft` lets allpair add up probabilities in place of wins: (σ(a - b) + σ(a' - b')) / 2, with the labels'
-    log-probabilities in both orders. The sorters give ranks, no scores. A prompt that generates an order may
-    take the place of one with labels; the passage that it names first is preferred then.
+    `soft` lets allpair take probabilities in place of wins: (σ(a - b) + σ(a' - b')) / 2, with the labels'
+    log-probabilities in both orders. `aggregate` is how allpair makes one order of all its preferences, by the
+    functions of `aggregation`: `wins` adds them up; `bradley-terry` gives log-strengths; `kemeny` agrees with the most
+    of them, for at most 20 passages; `path` is TSPRank's, which bears mistakes worse than the others.
+    The last two and the sorters give ranks, no scores.
+
+    A prompt that generates an order may take the place of one with labels; the passage that it names first is
+    preferred then.
     """
 
     prompt: Prompt = field(default_factory=lambda: load_prompt("pairwise"))
     algorithm: Literal["allpair", "heapsort", "sliding"] = "heapsort"
     k: int | None = None
     soft: bool = False
+    aggregate: Literal["wins", "bradley-terry", "kemeny", "path"] = "wins"
     passage_tokens: int | None = None
 
     def __post_init__(self) -> None:
@@ -49,9 +55,15 @@ class Pairwise:
         if self.k is not None and self.k < 1:
             raise InputError(f"k is {self.k}; give at least 1, the passages to put in order")
         if self.soft and self.algorithm != "allpair":
-            raise InputError(f"soft adds up probabilities, which {self.algorithm} does not; give algorithm=allpair")
+            raise InputError(f"soft takes probabilities, which {self.algorithm} does not; give algorithm=allpair")
         if self.soft and self.prompt.needs is not Kind.LABELS:
             raise PromptError(f"soft needs the probabilities of labels; prompt {self.prompt.name!r} generates text")
+
+        if self.aggregate != "wins" and self.algorithm != "allpair":
+            raise InputError(
+                f"aggregate={self.aggregate} needs the preferences of all pairs, and {self.algorithm} does not ask for "
+                "them; give algorithm=allpair"
+            )
 
     def calls(self, n: int) -> int:
         k = self.k or TOP
@@ -78,21 +90,36 @@ class Pairwise:
 
         match self.algorithm:
             case "allpair":
-                scores = [0.0] * n
-                pairs = list(combinations(range(n), 2))
-                for start in range(0, len(pairs), _PAIRS_AT_ONCE):
-                    part = pairs[start : start + _PAIRS_AT_ONCE]
-                    preferences = yield from self._prefer(candidates, part, outcomes)
-                    for (i, j), preference in zip(part, preferences, strict=True):
-                        scores[i] += preference
-                        scores[j] += 1 - preference
-                verdict = by_score([(score, Outcomes()) for score in scores])
+                verdict = yield from self._all(candidates, outcomes)
                 return replace(verdict, outcomes=sum(outcomes, Outcomes()))
             case "heapsort":
                 order = yield from heap_top(n, k, 2, best)
             case "sliding":
                 order = yield from bubble_top(n, k, 2, best)
         return Verdict(tuple(order), outcomes=sum(outcomes, Outcomes()))
+
+    def _all(self, candidates: Candidates, outcomes: list[Outcomes]) -> Steps:
+        from rerank.strategies import aggregation  # numpy, for those who need it
+
+        n = len(candidates)
+        if self.aggregate == "kemeny":
+            aggregation.check_kemeny(n)  # before anything is asked
+        p = [[0.5] * n for _ in range(n)]
+        pairs = list(combinations(range(n), 2))
+        for start in range(0, len(pairs), _PAIRS_AT_ONCE):
+            part = pairs[start : start + _PAIRS_AT_ONCE]
+            preferences = yield from self._prefer(candidates, part, outcomes)
+            for (i, j), preference in zip(part, preferences, strict=True):
+                p[i][j], p[j][i] = preference, 1 - preference
+        match self.aggregate:
+            case "wins":
+                return by_score([(score, Outcomes()) for score in aggregation.wins(p)])
+            case "bradley-terry":
+                return by_score([(score, Outcomes()) for score in aggregation.bradley_terry(p)])
+            case "kemeny":
+                return Verdict(tuple(aggregation.kemeny(p)))
+            case "path":
+                return Verdict(tuple(aggregation.path(p)))
 
     def _prefer(
         self, candidates: Candidates, pairs: Sequence[tuple[int, int]], outcomes: list[Outcomes]
