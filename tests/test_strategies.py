@@ -25,6 +25,9 @@ VARIANTS = [
     ("listwise", "listwise-permutation"),
     ("first", "first-identifier"),
     ("full-ranking", "full-ranking"),
+    ("groupwise", "groupwise"),
+    ("groupwise", "groupwise-plain"),
+    ("groupwise", "groupwise-plain-constrained"),
 ]
 
 
@@ -142,7 +145,7 @@ def test_options_come_as_text_from_the_command_line() -> None:
 def test_a_strategy_says_what_it_costs(name: str) -> None:
     assert load_strategy(name).calls(1) <= 1
     costs = {"pointwise": 100, "pairwise": 600, "setwise": 151, "listwise": 9, "first": 9, "full-ranking": 1}
-    assert load_strategy(name).calls(100) == costs[name]
+    assert load_strategy(name).calls(100) == (costs | {"groupwise": 5})[name]
 
 
 def test_no_strategy_knows_a_model() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -73,7 +74,8 @@ class ScriptedBackbone:
 def oracle(relevance: Mapping[str, float] | Mapping[str, Mapping[str, float]]) -> Script:
     """A script that judges perfectly by doc_id -> relevance, or query_id -> doc_id -> relevance.
 
-    It answers every prompt of one passage (higher is more relevant) and of many (best first).
+    It answers every prompt of one passage (higher is more relevant) and of many (best first; where a score
+    each is asked for, the relevance as it is).
     """
 
     def relevances(call: Call) -> list[float]:
@@ -87,6 +89,9 @@ def oracle(relevance: Mapping[str, float] | Mapping[str, Mapping[str, float]]) -
             order = sorted(range(len(values)), key=lambda i: -values[i])
             said = {span.text for message in call.dialogue.messages for span in message.spans}
             labels = names("letters" if said.issuperset(LETTERS[: len(values)]) else "numbers", len(values))
+            if '{"[' in "".join(span.text for span in call.dialogue.messages[-1].spans if not span.passage):
+                scores = {f"[{label}]": value for label, value in zip(labels, values, strict=True)}
+                return f"<answer>{json.dumps(scores)}</answer>"
             return " > ".join(f"[{labels[i]}]" for i in order)
         if isinstance(call, ScoreCall):
             return values

@@ -37,9 +37,12 @@ from rerank.prompts.answers import (
     Likelihood,
     Permutation,
     Score,
+    Scores,
     Text,
     names,
     read_permutation,
+    read_reasoning,
+    read_scores,
 )
 from rerank.types import Outcome, Outcomes, Passage, Query
 
@@ -116,7 +119,7 @@ class Prompt(BaseModel):
             raise ValueError(f"unknown placeholders {sorted(unknown)}; allowed here: {sorted(allowed)}")
         if absent := needed - outer:
             raise ValueError(f"placeholders {sorted(absent)} are missing")
-        if isinstance(self.answer, Permutation) and self.answer.constrained and self.prefix:
+        if isinstance(self.answer, Permutation | Scores) and self.answer.constrained and self.prefix:
             raise ValueError("a constrained answer is the whole answer; it has no prefix")
         return self
 
@@ -128,7 +131,7 @@ class Prompt(BaseModel):
     @property
     def shows(self) -> Literal["one", "many"]:
         """Whether a call shows one passage or a list."""
-        return "many" if isinstance(self.answer, Identifier | Permutation) else "one"
+        return "many" if isinstance(self.answer, Identifier | Permutation | Scores) else "one"
 
     @property
     def needs(self) -> Kind:
@@ -136,7 +139,7 @@ class Prompt(BaseModel):
         match self.answer:
             case Likelihood():
                 return Kind.LIKELIHOOD
-            case Permutation() | Text():
+            case Permutation() | Scores() | Text():
                 return Kind.GENERATE
             case Score():
                 return Kind.SCORE
@@ -149,9 +152,14 @@ class Prompt(BaseModel):
         return not isinstance(self.answer, Text)
 
     @property
+    def scores_each(self) -> bool:
+        """Whether its answer holds a score for each of several passages, in place of their order."""
+        return isinstance(self.answer, Scores)
+
+    @property
     def identifiers(self) -> Identifiers | None:
         """How passages are named in the prompt; passages must not be able to forge these."""
-        return self.answer.identifiers if isinstance(self.answer, Identifier | Permutation) else None
+        return self.answer.identifiers if isinstance(self.answer, Identifier | Permutation | Scores) else None
 
     @property
     def max_passages(self) -> int | None:
@@ -215,6 +223,9 @@ class Prompt(BaseModel):
             case Permutation():
                 constraint = self.answer.constraint(n, wanted)
                 return GenerateCall(dialogue, self.answer.tokens_per_item * wanted, self.answer.stop, constraint)
+            case Scores():
+                bound, constraint = self.answer.max_tokens(n), self.answer.constraint(n)
+                return GenerateCall(dialogue, bound, self.answer.stop, constraint)
             case Score():
                 return ScoreCall(dialogue)
             case Text():
@@ -230,7 +241,7 @@ class Prompt(BaseModel):
                 return answer.score, Outcomes.of(Outcome.CLEAN)
             case Binary() | Graded() | Likelihood() | Score():
                 return math.nan, Outcomes.of(Outcome.FAILED)
-        raise PromptError(f"prompt {self.name!r} orders passages; it does not score one")
+        raise PromptError(f"prompt {self.name!r} shows several passages; it does not score one")
 
     def order(self, answer: Answer, n: int, top: int | None = None) -> Order:
         """The order of the n passages shown, as positions; the given order, and failed, where unreadable.
@@ -247,7 +258,16 @@ class Prompt(BaseModel):
             case Permutation():
                 positions, outcomes = read_permutation(self.prefix + answer.text, n, top, self.answer.identifiers)
                 return Order(positions, None, outcomes)
-        raise PromptError(f"prompt {self.name!r} scores one passage; it does not order several")
+        raise PromptError(f"prompt {self.name!r} gives scores; it does not order several")
+
+    def scores(self, answer: Answer, passages: Sequence[Passage]) -> Scored:
+        """The scores of the passages shown, in their order; none, and failed, where unreadable."""
+        if not isinstance(self.answer, Scores):
+            raise PromptError(f"prompt {self.name!r} does not ask for the scores of several passages")
+        text, identifiers = self.prefix + answer.text, self.answer.identifiers
+        values, outcomes = read_scores(text, len(passages), self.answer.highest, identifiers)
+        reasoning = read_reasoning(text, [passage.doc_id for passage in passages], identifiers)
+        return Scored(values, reasoning, outcomes)
 
 
 class Order(NamedTuple):
@@ -255,6 +275,14 @@ class Order(NamedTuple):
 
     positions: list[int]
     scores: tuple[float, ...] | None
+    outcomes: Outcomes
+
+
+class Scored(NamedTuple):
+    """Scores, None where a passage got none; the reasoning before them; how the answer was read."""
+
+    values: list[float | None]
+    reasoning: str
     outcomes: Outcomes
 
 

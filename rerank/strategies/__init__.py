@@ -10,6 +10,7 @@ from rerank.options import checked, names
 from rerank.prompts import Prompt, load_prompt
 from rerank.strategies.base import Steps, Strategy, Verdict, by_score
 from rerank.strategies.full import FullRanking
+from rerank.strategies.groupwise import Groupwise
 from rerank.strategies.listwise import First, Listwise
 from rerank.strategies.pairwise import Pairwise
 from rerank.strategies.pointwise import Pointwise
@@ -23,6 +24,7 @@ STRATEGIES: Mapping[str, type[Strategy]] = MappingProxyType(
         "listwise": Listwise,
         "first": First,
         "full-ranking": FullRanking,
+        "groupwise": Groupwise,
     }
 )
 
@@ -47,6 +49,7 @@ __all__ = [
     "STRATEGIES",
     "First",
     "FullRanking",
+    "Groupwise",
     "Listwise",
     "Pairwise",
     "Pointwise",
