@@ -68,7 +68,8 @@ class Message:
 class Dialogue:
     """Chat messages and the first words of the assistant's answer.
 
-    `passage_tokens` is the most that any one passage may take, None for what the context allows.
+    `passage_tokens` is the most that any one passage may take, None for what the context allows. `asked` is the
+    position of the one passage that is asked about, where several are shown.
     """
 
     messages: tuple[Message, ...]
@@ -76,6 +77,7 @@ class Dialogue:
     query: Query
     passages: tuple[Passage, ...]
     passage_tokens: int | None = None
+    asked: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

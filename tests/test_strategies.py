@@ -28,6 +28,7 @@ VARIANTS = [
     ("groupwise", "groupwise"),
     ("groupwise", "groupwise-plain"),
     ("groupwise", "groupwise-plain-constrained"),
+    ("groupwise", "groupwise-expected"),
 ]
 
 

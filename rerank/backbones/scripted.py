@@ -81,7 +81,9 @@ def oracle(relevance: Mapping[str, float] | Mapping[str, Mapping[str, float]]) -
     def relevances(call: Call) -> list[float]:
         judged = relevance.get(call.dialogue.query.query_id, relevance)
         table = judged if isinstance(judged, Mapping) else relevance
-        return [_number(table, passage) for passage in call.dialogue.passages]
+        asked = call.dialogue.asked
+        passages = call.dialogue.passages if asked is None else [call.dialogue.passages[asked]]
+        return [_number(table, passage) for passage in passages]
 
     def script(call: Call) -> str | Sequence[float]:
         values = relevances(call)

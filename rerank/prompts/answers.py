@@ -50,10 +50,7 @@ class Binary(_Spec):
         return logprobs[0] - logprobs[1]
 
 
-class Graded(_Spec):
-    """The expected value over graded labels (Zhuang et al., NAACL 2024, "Beyond Yes and No", ER)."""
-
-    kind: Literal["graded"]
+class _Grades(_Spec):
     grades: dict[str, float] = Field(min_length=2)
 
     @property
@@ -63,6 +60,19 @@ class Graded(_Spec):
     def score(self, logprobs: tuple[float, ...]) -> float:
         weights = [math.exp(value) for value in logprobs]
         return sum(w * v for w, v in zip(weights, self.grades.values(), strict=True)) / sum(weights)
+
+
+class Graded(_Grades):
+    """The expected value over graded labels (Zhuang et al., NAACL 2024, "Beyond Yes and No", ER)."""
+
+    kind: Literal["graded"]
+
+
+class GradedEach(_Grades):
+    """The same of one passage, `{asked}`, among several: a call for each, and what they begin with is shared."""
+
+    kind: Literal["graded-each"]
+    identifiers: Identifiers = "numbers"
 
 
 class Likelihood(_Spec):
@@ -149,7 +159,8 @@ class Text(_Spec):
 
 
 AnswerSpec = Annotated[
-    Binary | Graded | Likelihood | Score | Identifier | Permutation | Scores | Text, Field(discriminator="kind")
+    Binary | Graded | GradedEach | Likelihood | Score | Identifier | Permutation | Scores | Text,
+    Field(discriminator="kind"),
 ]
 
 _IDENTIFIER: dict[Identifiers, re.Pattern[str]] = {

@@ -10,7 +10,7 @@ import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate
+from itertools import accumulate, chain, islice
 from statistics import fmean
 
 from rerank.errors import InputError
@@ -25,12 +25,13 @@ class Groupwise:
 
     The passages are split `shuffles` times anew, at random, into ceil(n / `group`) groups: random groups are better
     than ones of neighbours, and more than about 4 splits gain little, says the paper, whose group is 20. `fusion`
-    times the first stage's signal (see `first_stage`) is added, in points of the prompt's scale, 0 to 10.
+    times the first stage's signal (see `first_stage`) is added, in points of the prompt's scale.
 
     A passage that its group's answer left out keeps its place by the first stage among the group, and a passage
     none of whose answers could be read keeps its place among all (see `placed`), where scoring it 0 would put it last;
-    the outcomes count both. Unlike the paper we do not break ties by the distribution over the score's token, which
-    an engine that only writes does not give.
+    the outcomes count both. Where the model's probabilities can be read, prompt `groupwise-expected` asks for the
+    score of each passage beside its group by one token, and takes the expected value: nothing is written, ties are
+    rare, and it is a call for each passage. The paper uses such values to break the ties of written scores.
     """
 
     prompt: Prompt = field(default_factory=lambda: load_prompt("groupwise"))
@@ -53,22 +54,25 @@ class Groupwise:
             raise InputError(f"group {self.group}: prompt {self.prompt.name!r} can name {most} passages")
 
     def calls(self, n: int) -> int:
-        return self.shuffles * math.ceil(n / self.group)
+        return self.shuffles * sum(self.prompt.calls_each(size) for size in sizes(n, self.group))
 
     def rank(self, candidates: Candidates) -> Steps:
         n, shuffler = len(candidates), random.Random(self.seed)
         groups = [group for _ in range(self.shuffles) for group in split(n, self.group, shuffler)]
         shown = [[candidates.passages[i] for i in group] for group in groups]
-        answers = yield [self.prompt.ask(candidates.query, passages, self.passage_tokens) for passages in shown]
-        read = [self.prompt.scores(answer, passages) for answer, passages in zip(answers, shown, strict=True)]
+        asked = [self.prompt.ask_each(candidates.query, passages, self.passage_tokens) for passages in shown]
+        answers = iter((yield list(chain(*asked))))
+        read = [
+            self.prompt.scores(list(islice(answers, len(calls))), passages)
+            for calls, passages in zip(asked, shown, strict=True)
+        ]
         outcomes = sum((one.outcomes for one in read), Outcomes())
         reasoning = tuple(one.reasoning for one in read if one.reasoning)
         given: list[list[float]] = [[] for _ in range(n)]
         for group, one in zip(groups, read, strict=True):
-            if not one.outcomes.failed:
-                got = dict(zip(group, one.values, strict=True))
-                ranked = sorted(group)
-                for i, score in zip(ranked, placed([got[i] for i in ranked]), strict=True):
+            if any(value is not None for value in one.values):
+                got = dict(sorted(zip(group, one.values, strict=True)))  # in the first stage's order
+                for i, score in zip(got, placed(list(got.values())), strict=True):
                     given[i].append(score)
         if not any(given):
             return Verdict(tuple(range(n)), None, outcomes, reasoning)
@@ -80,15 +84,21 @@ class Groupwise:
 
 
 def split(n: int, size: int, shuffler: random.Random) -> list[list[int]]:
-    """The ceil(n / size) groups of 0..n-1, each in the order drawn, which is also the order shown: a new draw then
-    moves every passage in its prompt, though there be one group only. Sizes differ by one at most, where the last
-    of groups of `size` could be left with a passage or two to compare.
+    """The groups of 0..n-1, each in the order drawn, which is also the order shown: a new draw then moves every
+    passage in its prompt, though there be one group only."""
+    drawn = iter(shuffler.sample(range(n), n))
+    return [list(islice(drawn, group)) for group in sizes(n, size)]
 
-    >>> [len(group) for group in split(41, 20, random.Random(0))]
+
+def sizes(n: int, size: int) -> list[int]:
+    """Of the ceil(n / size) groups; they differ by one at most, where the last of groups of `size` could be left with
+    a passage or two to compare.
+
+    >>> sizes(41, 20)
     [14, 14, 13]
     """
-    drawn, count = shuffler.sample(range(n), n), math.ceil(n / size)
-    return [drawn[first::count] for first in range(count)]
+    count = math.ceil(n / size)
+    return [(n - first - 1) // count + 1 for first in range(count)]
 
 
 def placed(scores: Sequence[float | None]) -> list[float]:
