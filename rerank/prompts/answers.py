@@ -236,20 +236,22 @@ def read_scores(
     said = said.partition("</answer>")[0] if tag else _REASON.sub("", text)
     objects = _objects(said)
     pairs, written = objects[0] if len(objects) == 1 else ((), "")
-    named, foreign, exact = set[int](), 0, bool(tag) and said.strip() == written
+    exact, named, foreign, duplicate = bool(tag) and said.strip() == written, set[int](), 0, 0
     for key, value in pairs:
         match = _IDENTIFIER[identifiers].fullmatch(key)
         position = -1 if match is None else _position(match)
         if not 0 <= position < n:
             foreign += 1
-        elif position not in named and isinstance(value, int | float) and not isinstance(value, bool):
-            values[position] = float(min(max(value, 0), highest))
-            exact &= 0 <= value <= highest
-        named.add(position)
+        elif position in named:
+            duplicate += 1
+        else:
+            named.add(position)
+            if isinstance(value, int | float) and not isinstance(value, bool):
+                values[position] = float(min(max(value, 0), highest))
+                exact &= 0 <= value <= highest
     missing = values.count(None)
     if missing == n:
         return values, Outcomes.of(Outcome.FAILED)
-    duplicate = len(pairs) - foreign - len(named - {i for i in named if not 0 <= i < n})
     clean = exact and not (foreign or duplicate or missing)
     return values, Outcomes.of(
         Outcome.CLEAN if clean else Outcome.REPAIRED, duplicate=duplicate, foreign=foreign, missing=missing
