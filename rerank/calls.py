@@ -68,8 +68,9 @@ class Message:
 class Dialogue:
     """Chat messages and the first words of the assistant's answer.
 
-    `passage_tokens` is the most that any one passage may take, None for what the context allows. `least_first` says
-    that the least relevant passage is asked for first; like `query` it is there for scripted backbones.
+    `passage_tokens` is the most that any one passage may take, None for what the context allows. `asked` is the
+    position of the one passage that is asked about, where several are shown. `least_first` says that the least
+    relevant passage is asked for first; like `query` it is there for scripted backbones.
     """
 
     messages: tuple[Message, ...]
@@ -77,6 +78,7 @@ class Dialogue:
     query: Query
     passages: tuple[Passage, ...]
     passage_tokens: int | None = None
+    asked: int | None = None
     least_first: bool = False
 
 

@@ -65,7 +65,7 @@ def test_what_calls_share_comes_first() -> None:
     for name in ("pointwise-yes-no", "pointwise-graded"):
         text = text_of(load_prompt(name).ask(Query("QUERY"), [Passage("PASSAGE", "a")]))
         assert text.index("QUERY") < text.index("PASSAGE")
-    for name in ("pairwise", "setwise", "full-ranking", "elimination"):
+    for name in ("pairwise", "setwise", "full-ranking", "elimination", "groupwise", "groupwise-plain"):
         text = text_of(load_prompt(name).ask(Query("QUERY"), [Passage("PASSAGE", "a"), Passage("OTHER", "b")]))
         assert text.index("QUERY") < text.index("PASSAGE") < text.index("OTHER")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -74,14 +75,15 @@ def oracle(relevance: Mapping[str, float] | Mapping[str, Mapping[str, float]]) -
     """A script that judges perfectly by doc_id -> relevance, or query_id -> doc_id -> relevance.
 
     It answers every prompt of one passage (higher is more relevant) and of many (best first, or least relevant first
-    where that is asked).
+    where that is asked; where a score each is asked for, the relevance as it is).
     """
 
     def relevances(call: Call) -> list[float]:
         judged = relevance.get(call.dialogue.query.query_id, relevance)
         table = judged if isinstance(judged, Mapping) else relevance
-        sign = -1 if call.dialogue.least_first else 1
-        return [sign * _number(table, passage) for passage in call.dialogue.passages]
+        asked, sign = call.dialogue.asked, -1 if call.dialogue.least_first else 1
+        passages = call.dialogue.passages if asked is None else [call.dialogue.passages[asked]]
+        return [sign * _number(table, passage) for passage in passages]
 
     def script(call: Call) -> str | Sequence[float]:
         values = relevances(call)
@@ -89,6 +91,9 @@ def oracle(relevance: Mapping[str, float] | Mapping[str, Mapping[str, float]]) -
             order = sorted(range(len(values)), key=lambda i: -values[i])
             said = {span.text for message in call.dialogue.messages for span in message.spans}
             labels = names("letters" if said.issuperset(LETTERS[: len(values)]) else "numbers", len(values))
+            if '{"[' in "".join(span.text for span in call.dialogue.messages[-1].spans if not span.passage):
+                scores = {f"[{label}]": value for label, value in zip(labels, values, strict=True)}
+                return f"<answer>{json.dumps(scores)}</answer>"
             return " > ".join(f"[{labels[i]}]" for i in order)
         if isinstance(call, ScoreCall):
             return values

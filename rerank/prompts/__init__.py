@@ -11,7 +11,8 @@
 Placeholders: `{query}`; `{passage}` in a pointwise prompt; in a listwise prompt `{count}`, and a block
 `each:` of messages repeated for every passage, or `{passages}` with `each_passage:`, both of which know
 `{label}` and `{passage}`; in one whose answer is a permutation `{top}`, how many of the best are asked for, or of
-the least relevant where the answer says `least_first: true`.
+the least relevant where the answer says `least_first: true`; in one that grades each of several passages `{asked}`,
+the label of the one in question.
 Braces are doubled to stand for themselves. There is no code in a prompt. A changed prompt is a new version; the
 same file serves inference and training.
 """

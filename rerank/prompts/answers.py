@@ -5,8 +5,10 @@ A prompt file names one of these kinds under `answer`.
 
 from __future__ import annotations
 
+import json
 import math
 import re
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -48,10 +50,7 @@ class Binary(_Spec):
         return logprobs[0] - logprobs[1]
 
 
-class Graded(_Spec):
-    """The expected value over graded labels (Zhuang et al., NAACL 2024, "Beyond Yes and No", ER)."""
-
-    kind: Literal["graded"]
+class _Grades(_Spec):
     grades: dict[str, float] = Field(min_length=2)
 
     @property
@@ -61,6 +60,19 @@ class Graded(_Spec):
     def score(self, logprobs: tuple[float, ...]) -> float:
         weights = [math.exp(value) for value in logprobs]
         return sum(w * v for w, v in zip(weights, self.grades.values(), strict=True)) / sum(weights)
+
+
+class Graded(_Grades):
+    """The expected value over graded labels (Zhuang et al., NAACL 2024, "Beyond Yes and No", ER)."""
+
+    kind: Literal["graded"]
+
+
+class GradedEach(_Grades):
+    """The same of one passage, `{asked}`, among several: a call for each, and what they begin with is shared."""
+
+    kind: Literal["graded-each"]
+    identifiers: Identifiers = "numbers"
 
 
 class Likelihood(_Spec):
@@ -110,6 +122,40 @@ class Permutation(_Spec):
         return Regex(rf"{one}( > {one}){{{wanted - 1}}}") if self.constrained else None
 
 
+class Scores(_Spec):
+    """GroupRank: `<reason>…</reason><answer>{"[1]": 5, …}</answer>`, every passage 0 to `highest` (Sun et al., 2025).
+
+    `tokens_per_item` bounds the answer, and `reason_tokens` the reasoning before it; without these it is the answer
+    only. `constrained` has the engine write this form, each passage once, in whole numbers; its reasoning holds no `<`.
+    """
+
+    kind: Literal["scores"]
+    identifiers: Identifiers = "numbers"
+    highest: int = Field(default=10, gt=0)
+    tokens_per_item: int = Field(gt=0)
+    reason_tokens: int | None = Field(default=None, gt=0)
+    stop: tuple[str, ...] = ()
+    constrained: bool = False
+
+    @model_validator(mode="after")
+    def _whole(self) -> Scores:
+        if self.constrained and self.stop:
+            raise ValueError("a constrained answer ends by itself; it has no stop")
+        return self
+
+    def max_tokens(self, n: int) -> int:
+        return (self.reason_tokens or 0) + _TAG_TOKENS + self.tokens_per_item * n
+
+    def constraint(self, n: int) -> Regex | None:
+        score = f"({'|'.join(str(value) for value in range(self.highest + 1))})"
+        pairs = ", ".join(rf'"\[{name}\]": {score}' for name in names(self.identifiers, n))
+        reason = "<reason>[^<]+</reason>" if self.reason_tokens is not None else ""
+        return Regex(rf"{reason}<answer>\{{{pairs}\}}</answer>") if self.constrained else None
+
+
+_TAG_TOKENS = 32  # the four tags and the braces, for tokenizers that spell them out
+
+
 class Text(_Spec):
     """What the model writes, as it is, up to `max_tokens` or any of `stop`: a query, say. It orders nothing."""
 
@@ -119,13 +165,15 @@ class Text(_Spec):
 
 
 AnswerSpec = Annotated[
-    Binary | Graded | Likelihood | Score | Identifier | Permutation | Text, Field(discriminator="kind")
+    Binary | Graded | GradedEach | Likelihood | Score | Identifier | Permutation | Scores | Text,
+    Field(discriminator="kind"),
 ]
 
 _IDENTIFIER: dict[Identifiers, re.Pattern[str]] = {
     "numbers": re.compile(r"\[\s*(\d{1,6})\s*\]"),
     "letters": re.compile(r"\[\s*([A-Za-z])\s*\]"),
 }
+_REASON = re.compile(r"<reason>(.*?)(?:</reason>|(?=<answer>)|\Z)", re.DOTALL)
 _SEPARATOR = re.compile(r"[\s>,;=.\-→]*")
 
 
@@ -158,8 +206,7 @@ def read_permutation(
         if gap is None:
             chains.append(([], False))
         named, ordered = chains[-1]
-        position = LETTERS.index(match[1].upper()) if identifiers == "letters" else int(match[1]) - 1
-        chains[-1] = ([*named, position], ordered or (gap is not None and ">" in gap[0]))
+        chains[-1] = ([*named, _position(match)], ordered or (gap is not None and ">" in gap[0]))
         end = match.end()
     bare = not _SEPARATOR.sub("", identifier.sub("", text))
     chain = max((named for named, ordered in chains if ordered or bare), key=len, default=[])
@@ -174,3 +221,84 @@ def read_permutation(
     return rest + order[::-1] if least_first else order + rest, Outcomes.of(
         Outcome.CLEAN if clean else Outcome.REPAIRED, duplicate=duplicate, foreign=foreign, missing=missing
     )
+
+
+def read_scores(
+    text: str, n: int, highest: int = 10, identifiers: Identifiers = "numbers"
+) -> tuple[list[float | None], Outcomes]:
+    """The scores of n passages from the JSON object after the last `<answer>`; None where a passage has none.
+
+    clean: the object alone, each identifier once, all numbers within 0 and `highest`. repaired: repeated, foreign and
+    missing identifiers, counted (of repeats the first stands; what is no number is missing); and, with no count of
+    their own, numbers out of range, which are clipped, words beside the object, and one object without the tag, outside
+    of `<reason>`. failed: no score of any passage, or no object or several. That `</answer>` lacks is no
+    repair: generation stops there.
+
+    >>> read_scores('<answer>{"[2]": 7, "[1]": 0.5}</answer>', 2)[0]
+    [0.5, 7.0]
+    >>> values, outcomes = read_scores('<answer>{"[2]": 12, "[4]": 3}', 2)
+    >>> values, str(outcomes)
+    ([None, 10.0], '1 repaired, 1 foreign, 1 missing')
+    """
+    values: list[float | None] = [None] * n
+    _, tag, said = text.rpartition("<answer>")
+    said = said.partition("</answer>")[0] if tag else _REASON.sub("", text)
+    objects = _objects(said)
+    pairs, written = objects[0] if len(objects) == 1 else ((), "")
+    exact, named, foreign, duplicate = bool(tag) and said.strip() == written, set[int](), 0, 0
+    for key, value in pairs:
+        match = _IDENTIFIER[identifiers].fullmatch(key)
+        position = -1 if match is None else _position(match)
+        if not 0 <= position < n:
+            foreign += 1
+        elif position in named:
+            duplicate += 1
+        else:
+            named.add(position)
+            if isinstance(value, int | float) and not isinstance(value, bool):
+                values[position] = float(min(max(value, 0), highest))
+                exact &= 0 <= value <= highest
+    missing = values.count(None)
+    if missing == n:
+        return values, Outcomes.of(Outcome.FAILED)
+    clean = exact and not (foreign or duplicate or missing)
+    return values, Outcomes.of(
+        Outcome.CLEAN if clean else Outcome.REPAIRED, duplicate=duplicate, foreign=foreign, missing=missing
+    )
+
+
+def read_reasoning(text: str, called: Sequence[str], identifiers: Identifiers = "numbers") -> str:
+    """What stands between `<reason>` and `</reason>`, or the end where it was broken off; "" if nothing does.
+
+    The n-th passage's identifier is replaced by what it is `called`: to a reader `[3]` says nothing.
+
+    >>> read_reasoning("<reason> [2] is better than [1]. </reason>", ["d7", "d4"])
+    '[d4] is better than [d7].'
+    """
+
+    def name(match: re.Match[str]) -> str:
+        position = _position(match)
+        return f"[{called[position]}]" if 0 <= position < len(called) else match[0]
+
+    found = _REASON.search(text)
+    return _IDENTIFIER[identifiers].sub(name, found[1]).strip() if found else ""
+
+
+def _position(identifier: re.Match[str]) -> int:
+    """0-based; what is no letter is a number."""
+    said = identifier[1]
+    return int(said) - 1 if said.isdigit() else LETTERS.index(said.upper())
+
+
+def _objects(text: str) -> list[tuple[tuple[tuple[str, object], ...], str]]:
+    """The JSON objects of a text, as pairs, since a dict would hide a key that comes twice; and as they are written."""
+    decoder = json.JSONDecoder(object_pairs_hook=tuple, parse_constant=lambda _: None)  # NaN is no JSON
+    found, start = [], text.find("{")
+    while start >= 0:
+        try:
+            pairs, end = decoder.raw_decode(text, start)
+            found.append((pairs, text[start:end]))
+        except (ValueError, RecursionError):  # no JSON, a number of thousands of digits, a depth of thousands
+            end = start + 1
+        start = text.find("{", end)
+    return found

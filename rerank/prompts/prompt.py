@@ -32,14 +32,18 @@ from rerank.prompts.answers import (
     AnswerSpec,
     Binary,
     Graded,
+    GradedEach,
     Identifier,
     Identifiers,
     Likelihood,
     Permutation,
     Score,
+    Scores,
     Text,
     names,
     read_permutation,
+    read_reasoning,
+    read_scores,
 )
 from rerank.types import Outcome, Outcomes, Passage, Query
 
@@ -107,6 +111,8 @@ class Prompt(BaseModel):
         else:
             allowed, needed = {"query", "count", "passages"}, {"query"}
             allowed |= {"top"} if isinstance(self.answer, Permutation) else set()
+            if isinstance(self.answer, GradedEach):
+                allowed, needed = allowed | {"asked"}, needed | {"asked"}
             if repeated != inner:
                 raise ValueError(
                     "a listwise prompt repeats {label} and {passage}, and only these, for every passage; "
@@ -116,7 +122,7 @@ class Prompt(BaseModel):
             raise ValueError(f"unknown placeholders {sorted(unknown)}; allowed here: {sorted(allowed)}")
         if absent := needed - outer:
             raise ValueError(f"placeholders {sorted(absent)} are missing")
-        if isinstance(self.answer, Permutation) and self.answer.constrained and self.prefix:
+        if isinstance(self.answer, Permutation | Scores) and self.answer.constrained and self.prefix:
             raise ValueError("a constrained answer is the whole answer; it has no prefix")
         return self
 
@@ -130,7 +136,7 @@ class Prompt(BaseModel):
     @property
     def shows(self) -> Literal["one", "many"]:
         """Whether a call shows one passage or a list."""
-        return "many" if isinstance(self.answer, Identifier | Permutation) else "one"
+        return "one" if self.identifiers is None else "many"
 
     @property
     def needs(self) -> Kind:
@@ -138,7 +144,7 @@ class Prompt(BaseModel):
         match self.answer:
             case Likelihood():
                 return Kind.LIKELIHOOD
-            case Permutation() | Text():
+            case Permutation() | Scores() | Text():
                 return Kind.GENERATE
             case Score():
                 return Kind.SCORE
@@ -151,9 +157,22 @@ class Prompt(BaseModel):
         return not isinstance(self.answer, Text)
 
     @property
+    def scores_each(self) -> bool:
+        """Whether it has each of several passages given a score, in place of their order."""
+        return isinstance(self.answer, Scores | GradedEach)
+
+    def calls_each(self, n: int) -> int:
+        """How many calls `ask_each` makes of n passages."""
+        return n if isinstance(self.answer, GradedEach) else 1
+
+    @property
     def identifiers(self) -> Identifiers | None:
         """How passages are named in the prompt; passages must not be able to forge these."""
-        return self.answer.identifiers if isinstance(self.answer, Identifier | Permutation) else None
+        match self.answer:
+            case Identifier() | Permutation() | Scores() | GradedEach():
+                return self.answer.identifiers
+            case _:
+                return None
 
     @property
     def least_first(self) -> bool:
@@ -186,24 +205,41 @@ class Prompt(BaseModel):
         turns = [turn for turn in self.messages if isinstance(turn, _Turn)]
         return any("top" in _fields(text) for text in (self.prefix, *(turn.content for turn in turns)))
 
+    def ask_each(self, query: Query, passages: Sequence[Passage], passage_tokens: int | None = None) -> list[Call]:
+        """The calls that have each of these passages given a score: one for all, or one each, as `calls_each` says."""
+        if not isinstance(self.answer, GradedEach):
+            return [self.ask(query, passages, passage_tokens)]
+        return [self.ask(query, passages, passage_tokens, asked=i) for i in range(len(passages))]
+
     def ask(
-        self, query: Query, passages: Sequence[Passage], passage_tokens: int | None = None, top: int | None = None
+        self,
+        query: Query,
+        passages: Sequence[Passage],
+        passage_tokens: int | None = None,
+        top: int | None = None,
+        asked: int | None = None,
     ) -> Call:
         """The call that shows these passages, in this order.
 
         Where the answer is an identifier it is a LabelCall whose labels are in the order of the passages: label
         i names passage i, so that training may set a relevance beside each label's logit. `top` asks for so many
         only, the best of a prompt that `asks_top`, the least relevant of one that `asks_bottom`; None for all.
+        `asked` is the position of the one passage asked about, of a prompt that says `{asked}`; None for the first.
         """
         labels = self.names(len(passages))
         if top is not None and not self._says_top:
             raise PromptError(f"prompt {self.name!r} asks for all passages; for the top {top} it must say {{top}}")
+        if asked is not None and not isinstance(self.answer, GradedEach):
+            raise PromptError(
+                f"prompt {self.name!r} asks about all that it shows; for one of them it must say {{asked}}"
+            )
         n = len(passages)
         wanted = n if top is None else min(top, n)
         common: dict[str, list[Span]] = {
             "query": [Span(query.text)],
             "count": [Span(str(n))],
             "top": [Span(str(wanted))],
+            "asked": [Span(labels[asked or 0])],
         }
         items = [
             {"label": [Span(label)], "passage": [Span(passage.full_text, passage=True)]}
@@ -220,9 +256,10 @@ class Prompt(BaseModel):
             else:
                 messages.append(Message(turn.role, _fill(turn.content, common)))
         prefix = "".join(span.text for span in _fill(self.prefix, common))
-        dialogue = Dialogue(tuple(messages), prefix, query, tuple(passages), passage_tokens, self.least_first)
+        about = (asked or 0) if isinstance(self.answer, GradedEach) else None
+        dialogue = Dialogue(tuple(messages), prefix, query, tuple(passages), passage_tokens, about, self.least_first)
         match self.answer:
-            case Binary() | Graded():
+            case Binary() | Graded() | GradedEach():
                 return LabelCall(dialogue, self.answer.labels)
             case Likelihood():
                 return LikelihoodCall(dialogue, query.text)
@@ -231,22 +268,25 @@ class Prompt(BaseModel):
             case Permutation():
                 constraint = self.answer.constraint(n, wanted)
                 return GenerateCall(dialogue, self.answer.tokens_per_item * wanted, self.answer.stop, constraint)
+            case Scores():
+                bound, constraint = self.answer.max_tokens(n), self.answer.constraint(n)
+                return GenerateCall(dialogue, bound, self.answer.stop, constraint)
             case Score():
                 return ScoreCall(dialogue)
             case Text():
                 return GenerateCall(dialogue, self.answer.max_tokens, self.answer.stop)
 
     def score(self, answer: Answer) -> tuple[float, Outcomes]:
-        """The relevance of the one passage shown; NaN, and failed, where the model gave no number."""
+        """The relevance of the one passage asked about; NaN, and failed, where the model gave no number."""
         match self.answer:
-            case Binary() | Graded() | Likelihood() if answer.logprobs:
+            case Binary() | Graded() | GradedEach() | Likelihood() if answer.logprobs:
                 score = self.answer.score(answer.logprobs)
                 return score, _read_labels(answer) if math.isfinite(score) else Outcomes.of(Outcome.FAILED)
             case Score() if answer.score is not None and math.isfinite(answer.score):
                 return answer.score, Outcomes.of(Outcome.CLEAN)
-            case Binary() | Graded() | Likelihood() | Score():
+            case Binary() | Graded() | GradedEach() | Likelihood() | Score():
                 return math.nan, Outcomes.of(Outcome.FAILED)
-        raise PromptError(f"prompt {self.name!r} orders passages; it does not score one")
+        raise PromptError(f"prompt {self.name!r} shows several passages; it does not score one")
 
     def order(self, answer: Answer, n: int, top: int | None = None) -> Order:
         """The order of the n passages shown, as positions; the given order, and failed, where unreadable.
@@ -265,7 +305,22 @@ class Prompt(BaseModel):
                 text, spec = self.prefix + answer.text, self.answer
                 positions, outcomes = read_permutation(text, n, top, spec.identifiers, spec.least_first)
                 return Order(positions, None, outcomes)
-        raise PromptError(f"prompt {self.name!r} scores one passage; it does not order several")
+        raise PromptError(f"prompt {self.name!r} gives scores; it does not order several")
+
+    def scores(self, answers: Sequence[Answer], passages: Sequence[Passage]) -> Scored:
+        """The scores of the passages shown, in their order, by the answers to `ask_each`; None where unreadable."""
+        if isinstance(self.answer, GradedEach):
+            read = [self.score(answer) for answer in answers]
+            outcomes = sum((outcome for _, outcome in read), Outcomes())
+            return Scored([score if math.isfinite(score) else None for score, _ in read], "", outcomes)
+        if not isinstance(self.answer, Scores):
+            raise PromptError(f"prompt {self.name!r} does not ask for the scores of several passages")
+        (answer,) = answers
+        begun = "".join(literal for literal, *_ in Formatter().parse(self.prefix))  # its braces are no longer doubled
+        text, identifiers = begun + answer.text, self.answer.identifiers
+        values, outcomes = read_scores(text, len(passages), self.answer.highest, identifiers)
+        reasoning = read_reasoning(text, [passage.doc_id for passage in passages], identifiers)
+        return Scored(values, reasoning, outcomes)
 
 
 class Order(NamedTuple):
@@ -276,6 +331,14 @@ class Order(NamedTuple):
 
     positions: list[int]
     scores: tuple[float, ...] | None
+    outcomes: Outcomes
+
+
+class Scored(NamedTuple):
+    """Scores, None where a passage got none; the reasoning before them; how the answer was read."""
+
+    values: list[float | None]
+    reasoning: str
     outcomes: Outcomes
 
 

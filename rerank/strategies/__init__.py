@@ -11,6 +11,7 @@ from rerank.prompts import Prompt, load_prompt
 from rerank.strategies.base import Steps, Strategy, Verdict, by_score
 from rerank.strategies.elimination import Elimination
 from rerank.strategies.full import FullRanking
+from rerank.strategies.groupwise import Groupwise
 from rerank.strategies.listwise import First, Listwise
 from rerank.strategies.pairwise import Pairwise
 from rerank.strategies.pointwise import Pointwise
@@ -27,6 +28,7 @@ STRATEGIES: Mapping[str, type[Strategy]] = MappingProxyType(
         "full-ranking": FullRanking,
         "elimination": Elimination,
         "tournament": Tournament,
+        "groupwise": Groupwise,
     }
 )
 
@@ -52,6 +54,7 @@ __all__ = [
     "Elimination",
     "First",
     "FullRanking",
+    "Groupwise",
     "Listwise",
     "Pairwise",
     "Pointwise",

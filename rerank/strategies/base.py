@@ -65,15 +65,25 @@ def by_score(read: Sequence[tuple[float, Outcomes]]) -> Verdict:
     return Verdict(tuple(order), tuple(scores[i] for i in order), outcomes)
 
 
-def check_prompt(strategy: str, prompt: Prompt, shows: Literal["one", "many"]) -> None:
+def check_prompt(strategy: str, prompt: Prompt, shows: Literal["one", "many"], *, scores_each: bool = False) -> None:
     """Refuse a prompt that this strategy cannot read, when they are put together."""
-    if prompt.ranks and prompt.shows == shows:
+
+    def fits(found: Prompt) -> bool:
+        return found.ranks and found.shows == shows and found.scores_each == scores_each
+
+    if fits(prompt):
         return
-    fitting = sorted({p.name for p in list_prompts() if p.shows == shows and p.ranks})
+    fitting = sorted({found.name for found in list_prompts() if fits(found)})
     if not prompt.ranks:
         raise PromptError(
             f"prompt {prompt.name!r} has a text written and orders no passages; prompts that fit strategy "
             f"{strategy!r}: {', '.join(fitting)}"
+        )
+    if prompt.shows == shows:
+        asked, needed = ("a score each", "their order") if prompt.scores_each else ("their order", "a score each")
+        raise PromptError(
+            f"prompt {prompt.name!r} asks of several passages {asked}, and strategy {strategy!r} needs {needed}; "
+            f"prompts that fit: {', '.join(fitting)}"
         )
     raise PromptError(
         f"prompt {prompt.name!r} shows {prompt.shows} passage{'s' * (prompt.shows == 'many')} in a call, and "
