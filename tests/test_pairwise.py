@@ -297,7 +297,7 @@ def test_all_pairs_of_a_long_list_come_in_parts() -> None:
         ({"aggregate": "kemeny", "algorithm": "sliding"}, InputError, "give algorithm=allpair"),
         ({"aggregate": "mean"}, InputError, "'wins', 'bradley-terry', 'kemeny' or 'path'"),
         ({"soft": True, "algorithm": "allpair", "prompt": "listwise-permutation"}, PromptError, "generates text"),
-        ({"prompt": "pointwise-yes-no"}, PromptError, "strategy 'pairwise' needs many; prompts that fit: first-id"),
+        ({"prompt": "pointwise-yes-no"}, PromptError, "strategy 'pairwise' needs many; prompts that fit: elim"),
         ({"passage_tokens": 0}, PromptError, "at least 1"),
     ],
 )
