@@ -10,7 +10,7 @@ from collections.abc import Callable
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from judged import best_first, shuffled, with_top
+from judged import best_first, given_order, shown, shuffled, with_top
 
 import rerank
 from rerank.backbones import ScriptedBackbone, oracle
@@ -27,10 +27,6 @@ WRITTEN = load_prompt("elimination-permutation")
 Script = Callable[[Call], str | list[float]]
 
 
-def shown(call: Call) -> list[str]:
-    return [passage.doc_id for passage in call.dialogue.passages]
-
-
 def ranked(n: int, script: Script, **options: object) -> Ranking:
     ranker = rerank.load("elimination", backbone=ScriptedBackbone(script), **{"prompt": PROMPT, **options})
     (ranking,) = ranker.rank_many([shuffled(n)[0]])
@@ -39,10 +35,6 @@ def ranked(n: int, script: Script, **options: object) -> Ranking:
 
 def calls(n: int, **options: object) -> int:
     return load_strategy("elimination", **{"prompt": PROMPT, **options}).calls(n)
-
-
-def given_order(n: int) -> list[str]:
-    return [f"d{i}" for i in range(n)]
 
 
 @pytest.mark.parametrize("prompt", ["elimination", "elimination-permutation", "first-identifier", "full-ranking"])

@@ -12,7 +12,7 @@ from statistics import fmean
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from judged import best_first, shuffled
+from judged import best_first, given_order, shown, shuffled
 
 import rerank
 from rerank.backbones import ScriptedBackbone, oracle
@@ -26,10 +26,6 @@ from rerank.types import Candidates, Outcomes, Passage, Query, Ranking
 PROMPT = load_prompt("groupwise")  # read once: the files take longer than the test
 PROMPTS = ["groupwise", "groupwise-plain", "groupwise-plain-constrained"]
 Script = Callable[[Call], str]
-
-
-def shown(call: Call) -> list[str]:
-    return [passage.doc_id for passage in call.dialogue.passages]
 
 
 def says(scores: Sequence[float | None]) -> str:
@@ -51,10 +47,6 @@ def ranked(passages: int | Candidates, script: Script, **options: object) -> Ran
 
 def calls(n: int, **options: object) -> int:
     return load_strategy("groupwise", **{"prompt": PROMPT, **options}).calls(n)  # type: ignore[arg-type]
-
-
-def given_order(n: int) -> list[str]:
-    return [f"d{i}" for i in range(n)]
 
 
 @settings(max_examples=60, deadline=None)

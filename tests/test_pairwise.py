@@ -10,7 +10,7 @@ from collections.abc import Callable
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from judged import best_first, shuffled, with_top
+from judged import best_first, shown, shuffled, with_top
 
 import rerank
 from rerank.backbones import ScriptedBackbone, oracle
@@ -24,10 +24,6 @@ PROMPT = load_prompt("pairwise")  # read once: the files take longer than the te
 ALGORITHMS = ["allpair", "heapsort", "sliding"]
 SORTERS = ALGORITHMS[1:]
 AGGREGATES = ["wins", "bradley-terry", "kemeny", "path"]
-
-
-def shown(call: Call) -> list[str]:
-    return [passage.doc_id for passage in call.dialogue.passages]
 
 
 def ranked(n: int, script: Callable[[Call], str | list[float]], **options: object) -> Ranking:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from judged import best_first, shuffled
+from judged import best_first, shown, shuffled
 
 import rerank
 from rerank.backbones import ScriptedBackbone, oracle
@@ -33,10 +33,6 @@ def ranked(n: int, backbone: ScriptedBackbone, name: str = "listwise", **options
 
 def permutation(order: Sequence[int]) -> str:
     return " > ".join(f"[{i + 1}]" for i in order)
-
-
-def shown(call: Call) -> list[str]:
-    return [passage.doc_id for passage in call.dialogue.passages]
 
 
 @pytest.mark.parametrize("name", PROMPTS)

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from judged import best_first, shuffled, with_top
+from judged import best_first, shown, shuffled, with_top
 from small_tokenizers import byte_level
 
 import rerank
@@ -26,10 +26,6 @@ from rerank.types import Passage, Query, Ranking
 PROMPT = load_prompt("setwise")  # read once: the files take longer than the test
 ALGORITHMS = ["heapsort", "bubblesort"]
 Script = Callable[[Call], str | list[float]]
-
-
-def shown(call: Call) -> list[str]:
-    return [passage.doc_id for passage in call.dialogue.passages]
 
 
 def calls(n: int, **options: object) -> int:

@@ -10,7 +10,7 @@ from itertools import pairwise
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from judged import best_first, shuffled
+from judged import best_first, given_order, shown, shuffled
 
 import rerank
 from rerank.backbones import ScriptedBackbone, oracle
@@ -25,10 +25,6 @@ PROMPT = load_prompt("first-identifier")  # read once: the files take longer tha
 Script = Callable[[Call], str | list[float]]
 
 
-def shown(call: Call) -> list[str]:
-    return [passage.doc_id for passage in call.dialogue.passages]
-
-
 def ranked(n: int, script: Script, **options: object) -> Ranking:
     ranker = rerank.load("tournament", backbone=ScriptedBackbone(script), **{"prompt": PROMPT, **options})
     (ranking,) = ranker.rank_many([shuffled(n)[0]])
@@ -37,10 +33,6 @@ def ranked(n: int, script: Script, **options: object) -> Ranking:
 
 def calls(n: int, **options: object) -> int:
     return load_strategy("tournament", **{"prompt": PROMPT, **options}).calls(n)
-
-
-def given_order(n: int) -> list[str]:
-    return [f"d{i}" for i in range(n)]
 
 
 def test_the_stages_of_a_hundred_are_the_papers() -> None:

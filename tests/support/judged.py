@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 
+from rerank.calls import Call
 from rerank.types import Candidates, Passage, Query
 
 
@@ -23,3 +24,13 @@ def with_top(relevance: dict[str, float], k: int) -> list[str]:
     """The best k in order, the others as they were given."""
     top = best_first(relevance)[:k]
     return top + [doc_id for doc_id in relevance if doc_id not in top]
+
+
+def shown(call: Call) -> list[str]:
+    """The doc ids of the passages that a call shows, in their order."""
+    return [passage.doc_id for passage in call.dialogue.passages]
+
+
+def given_order(n: int) -> list[str]:
+    """The doc ids of `shuffled(n)` as the first stage has them."""
+    return [f"d{i}" for i in range(n)]
