@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Mapping, Sequence
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -30,8 +32,7 @@ class BM25:
         stemmer: str | None = "english",
         stopwords: str | Sequence[str] | None = "english",
     ) -> None:
-        import bm25s
-
+        bm25s = _bm25s()
         passages = list(corpus.values() if isinstance(corpus, Mapping) else corpus)
         self._doc_ids = [passage.doc_id for passage in passages]
         self._stopwords = stopwords
@@ -53,9 +54,7 @@ class BM25:
         return run
 
     def _tokens(self, texts: Iterable[str]) -> list[list[str]]:
-        import bm25s
-
-        tokens: list[list[str]] = bm25s.tokenize(
+        tokens: list[list[str]] = _bm25s().tokenize(
             list(texts),
             stopwords=self._stopwords,
             stemmer=self._stemmer,
@@ -73,6 +72,21 @@ def _best(scores: NDArray[np.floating], k: int) -> list[int]:
         positive = positive[scores[positive] >= kth]
     best: list[int] = positive[np.argsort(-scores[positive], kind="stable")][:k].tolist()
     return best
+
+
+def _bm25s() -> ModuleType:
+    """bm25s without JAX: where that is installed, bm25s starts it when it is imported, for a top-k that is not used
+    here, and JAX then takes three quarters of the GPU's memory, which the language model needs."""
+    hidden = "jax" not in sys.modules
+    if hidden:
+        sys.modules["jax"] = None  # type: ignore[assignment]  # an import of it fails
+    try:
+        import bm25s
+    finally:
+        if hidden:
+            del sys.modules["jax"]
+    module: ModuleType = bm25s
+    return module
 
 
 def _snowball(language: str) -> object:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import subprocess
 import sys
 import time
@@ -110,6 +111,18 @@ def test_bm25_ties_keep_the_order_of_the_corpus_and_strangers_are_not_found():
     for k in (7, 30, 100):
         assert list(index.search([Query("fleas")], k)["q"]) == odd[:k]
     assert index.search([Query("cat", "1"), Query("the", "2")]) == {"1": {}, "2": {}}
+
+
+def test_bm25_does_not_start_jax_which_would_take_the_gpu(tmp_path):
+    (tmp_path / "jax.py").write_text("print('jax is imported')")
+    code = (
+        "from rerank.data import BM25; from rerank.types import Passage, Query\n"
+        "print(BM25([Passage('a fox', '1')]).search([Query('foxes')])); import jax"
+    )
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
+    found, after = done.stdout.splitlines()
+    assert found.startswith("{'q': {'1': ") and after == "jax is imported"
 
 
 def test_bm25_without_stems_or_words():
