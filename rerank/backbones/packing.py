@@ -32,7 +32,8 @@ _log = logging.getLogger(__name__)
 NAME = "rerank_packed"
 _CHUNK = {"cpu": 2**16}  # queries x keys of one head computed together: on a CPU they stay in a core's cache
 _LARGE = 2**23  # elsewhere: few kernels, each with enough to do
-_WASTE = 1.15  # how much larger than its content a block may be by padding
+_WASTE = {"cpu": 1.15}  # how much larger than its content a block may be by padding
+_LOOSE = 2.0  # elsewhere: attention is the lesser part, and each block more is a dozen kernels more in every layer
 _WORTH = 8  # a prefix is shared from an eighth of the sequence on: below, plain causal attention gains more
 _LONG = 1024  # keys from which torch's kernel beats matrix products on a CPU in bfloat16
 
@@ -135,7 +136,7 @@ def pack(sequences: Sequence[Ids], *, device: torch.device, dtype: torch.dtype, 
         if len(sequence) > common:
             own.append((len(sequence) - common, len(sequence), i))
         before = i
-    groups = _groups(sorted(own), _CHUNK.get(device.type, _LARGE))
+    groups = _groups(sorted(own), _CHUNK.get(device.type, _LARGE), _WASTE.get(device.type, _LOOSE))
     queries: list[int] = []
     keys: list[int] = []
     back = [0] * len(ids)
@@ -158,7 +159,7 @@ def pack(sequences: Sequence[Ids], *, device: torch.device, dtype: torch.dtype, 
     )
 
 
-def _groups(own: Sequence[tuple[int, int, int]], chunk: int) -> list[list[tuple[int, int, int]]]:
+def _groups(own: Sequence[tuple[int, int, int]], chunk: int, waste: float) -> list[list[tuple[int, int, int]]]:
     """Sequences of about the same size together, as many as a chunk holds."""
     groups: list[list[tuple[int, int, int]]] = []
     real = 0
@@ -167,7 +168,7 @@ def _groups(own: Sequence[tuple[int, int, int]], chunk: int) -> list[list[tuple[
         q, k, _ = item
         area, top = q * k, max(longest, k)
         padded = q * top * (len(groups[-1]) + 1) if groups else 0
-        if groups and padded <= min(_WASTE * (real + area), max(chunk, q * top)):
+        if groups and padded <= min(waste * (real + area), max(chunk, q * top)):
             groups[-1].append(item)
             real, longest = real + area, top
         else:

@@ -43,54 +43,63 @@ class Objective:
         questions = [question for each in lists for question in each]
         shares = torch.tensor([q.weight / len(each) for each in lists for q in each], device=run.device)  # [Q]
         logits = run.logits([asked for question in questions for asked in question.sequences])
-        rows = iter(logits)
-        found = [[next(rows) for _ in question.sequences] for question in questions]
         total = shares.new_zeros(())
         if self.rank is not None:
-            scores = [self._scores(q, own) for q, own in zip(questions, found, strict=True)]
+            scores = self._scores(questions, logits)
             padded = pad_sequence(scores, batch_first=True)
             labels = pad_sequence([torch.tensor(q.labels) for q in questions], batch_first=True).to(run.device)
-            lengths = torch.tensor([len(s) for s in scores], device=run.device)
-            mask = torch.arange(padded.shape[1], device=run.device) < lengths[:, None]
+            mask = _filled([len(s) for s in scores], run.device)
             total = total + self.rank_weight * (shares * self.rank(padded, labels, mask)).sum()
         if self.write_weight:
-            written = [(q.sequences[0], own[0]) for q, own in zip(questions, found, strict=True)]
-            total = total + self.write_weight * (shares * self._written(written)).sum()
+            total = total + self.write_weight * (shares * self._written(questions, logits)).sum()
         return total
 
-    def _scores(self, question: Question, logits: Sequence[Tensor]) -> Tensor:
-        """One score for each label: `[n]`."""
-        if question.sequences[0].labels:
-            read = torch.stack(
-                [own[0, list(asked.labels)] for asked, own in zip(question.sequences, logits, strict=True)]
-            ).float()
-            if isinstance(self.answer, Binary):
-                return read[:, 0] - read[:, 1]
-            if isinstance(self.answer, Graded):
-                grades = torch.tensor(list(self.answer.grades.values()), device=read.device)
-                return read.softmax(-1) @ grades
-            return read[0]
+    def _scores(self, questions: Sequence[Question], logits: Sequence[Tensor]) -> list[Tensor]:
+        """For each question a score for each of its labels: `[n]`."""
+        sequences = [asked for question in questions for asked in question.sequences]
         if isinstance(self.answer, Likelihood):
-            return torch.stack(
-                [_log_probabilities(asked, own).mean() for asked, own in zip(question.sequences, logits, strict=True)]
-            )
-        return torch.cat([own.reshape(1) for own in logits]).float()  # a head's own score
+            spoken, mask = _spoken(sequences, logits)
+            return list(torch.split(spoken.sum(-1) / mask.sum(-1), [len(q.sequences) for q in questions]))
+        rows = iter(zip(sequences, logits, strict=True))
+        return [self._read([next(rows) for _ in question.sequences]) for question in questions]
 
-    def _written(self, written: Sequence[tuple[Asked, Tensor]]) -> Tensor:
+    def _read(self, answers: Sequence[tuple[Asked, Tensor]]) -> Tensor:
+        """The scores of one question from the labels of its sequences, or from a head's: `[n]`."""
+        if not answers[0][0].labels:
+            return torch.cat([own.reshape(1) for _, own in answers]).float()
+        read = torch.stack([own[0, list(asked.labels)] for asked, own in answers]).float()
+        if isinstance(self.answer, Binary):
+            return read[:, 0] - read[:, 1]
+        if isinstance(self.answer, Graded):
+            return read.softmax(-1) @ torch.tensor(list(self.answer.grades.values()), device=read.device)
+        return read[0]
+
+    def _written(self, questions: Sequence[Question], logits: Sequence[Tensor]) -> Tensor:
         """The language-model loss of each question's one sequence: `[Q]`."""
-        spoken = pad_sequence([_log_probabilities(asked, own) for asked, own in written], batch_first=True)
-        ranks = pad_sequence([torch.tensor(asked.ranks) for asked, _ in written], batch_first=True).to(spoken.device)
-        lengths = torch.tensor([len(asked.targets) for asked, _ in written], device=spoken.device)
-        mask = torch.arange(spoken.shape[1], device=spoken.device) < lengths[:, None]
+        sequences = [question.sequences[0] for question in questions]
+        spoken, mask = _spoken(sequences, logits)
         if self.importance:
-            return importance_lm(spoken, ranks, mask, separator_weight=self.separators, reduction="none")
-        return -torch.where(mask, spoken, 0.0).sum(-1) / lengths
+            ranks = pad_sequence([torch.tensor(asked.ranks) for asked in sequences], batch_first=True)
+            weights = ranks.to(spoken.device)
+            return importance_lm(spoken, weights, mask, separator_weight=self.separators, reduction="none")
+        return -spoken.sum(-1) / mask.sum(-1)
 
 
-def _log_probabilities(asked: Asked, logits: Tensor) -> Tensor:
-    """Of each target, in nats: `[len(targets)]`."""
-    targets = torch.tensor(asked.targets, device=logits.device)
-    return logits.float().log_softmax(-1).gather(-1, targets[:, None])[:, 0]
+def _spoken(sequences: Sequence[Asked], logits: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """The targets' log-probabilities in nats, 0 where there are none, and where there are: both `[S, most targets]`.
+
+    All at once: a GPU does nothing while it waits for the many small steps of one sequence after the other.
+    """
+    counts = [len(asked.targets) for asked in sequences]
+    targets = torch.tensor([token for asked in sequences for token in asked.targets], device=logits[0].device)
+    found = torch.cat(list(logits)).float().log_softmax(-1).gather(-1, targets[:, None])[:, 0]
+    mask = _filled(counts, found.device)
+    return found.new_zeros(mask.shape).masked_scatter(mask, found), mask
+
+
+def _filled(lengths: Sequence[int], device: torch.device) -> Tensor:
+    """Which places of padded rows hold something: `[rows, longest]`."""
+    return torch.arange(max(lengths), device=device) < torch.tensor(lengths, device=device)[:, None]
 
 
 @dataclass(slots=True)
