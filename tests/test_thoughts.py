@@ -63,6 +63,8 @@ def order(text: str, truncated: bool = False) -> Order:
         ("I cannot tell. Error [3].", None, "1 failed"),
         ("", None, "1 failed"),
         (LONG, None, "1 failed"),
+        (f"<answer>{' ' * 50_000}<think>", None, "1 failed"),
+        ("\n" * 50_000, None, "1 failed"),
     ],
 )
 def test_the_best_is_read_from_the_answer_and_never_from_the_thought(

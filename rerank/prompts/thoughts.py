@@ -5,9 +5,8 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-_FORM = re.compile(
-    r"\s*(?:(?:<think>)?(?:(?!</?think>).)*</think>)?\s*<answer>(?:(?!</?(?:think|answer)>).)*(?:</answer>)?\s*",
-    re.DOTALL,
+_FORM = re.compile(  # possessive, since a model that runs on may write thousands of blanks
+    r"(?:(?:<think>)?(?:(?!</?think>).)*+</think>\s*+)?<answer>(?:(?!</?(?:think|answer)>).)*+(?:</answer>)?", re.DOTALL
 )
 
 
@@ -45,4 +44,4 @@ def read_said(text: str, *, tagged: bool, truncated: bool) -> Said:
         said = ""
     elif answers:
         said = answers.pop()
-    return Said(thought, said, _FORM.fullmatch(text) is not None)
+    return Said(thought, said, _FORM.fullmatch(text.strip()) is not None)
