@@ -46,7 +46,7 @@ def test_what_ships_is_small_and_says_what_it_is(name: str) -> None:
 def test_a_strategy_alone_gets_the_adapter_with_its_prompt_and_options() -> None:
     strategy, adapter = settle("pointwise")
     assert adapter == NAME
-    assert strategy == Pointwise(load_prompt("pointwise-query-likelihood@1"), passage_tokens=80)
+    assert strategy == Pointwise(load_prompt("pointwise-query-likelihood@1"), passage_tokens=160)
     assert settle("pointwise", model=EMBEDDED)[1] == NAME
 
 
