@@ -16,7 +16,7 @@ from rerank.calls import Kind
 from rerank.errors import InputError, PromptError
 from rerank.prompts import Prompt, load_prompt
 from rerank.prompts.prompt import Order
-from rerank.strategies.base import Asking, Steps, Verdict, by_score, check_passage_tokens, check_prompt
+from rerank.strategies.base import Asking, Steps, Verdict, by_score, check_passage_tokens, check_prompt, check_stable
 from rerank.strategies.sorting import bubble_questions, bubble_top, heap_questions, heap_top
 from rerank.types import Candidates, Outcomes
 
@@ -34,7 +34,9 @@ class Pairwise:
     log-probabilities in both orders. `aggregate` is how allpair makes one order of all its preferences, by the
     functions of `aggregation`: `wins` adds them up; `bradley-terry` gives log-strengths; `kemeny` agrees with the most
     of them, for at most 20 passages; `path` is TSPRank's, which bears mistakes worse than the others.
-    The last two and the sorters give ranks, no scores.
+    The last two and the sorters give ranks, no scores. With `stop_when_stable`, a number of passages, sliding is done
+    after a pass that left so many at the head as they were. No pair of neighbours there was out of order then, and no
+    passage came from behind: judges that do not contradict themselves would have no later pass change them.
 
     A prompt that generates an order may take the place of one with labels; the passage that it names first is
     preferred then.
@@ -46,6 +48,7 @@ class Pairwise:
     soft: bool = False
     aggregate: Literal["wins", "bradley-terry", "kemeny", "path"] = "wins"
     passage_tokens: int | None = None
+    stop_when_stable: int | None = None
 
     def __post_init__(self) -> None:
         check_prompt("pairwise", self.prompt, "many")
@@ -58,7 +61,10 @@ class Pairwise:
             raise InputError(f"soft takes probabilities, which {self.algorithm} does not; give algorithm=allpair")
         if self.soft and self.prompt.needs is not Kind.LABELS:
             raise PromptError(f"soft needs the probabilities of labels; prompt {self.prompt.name!r} generates text")
-
+        check_stable(
+            self.stop_when_stable,
+            None if self.algorithm == "sliding" else f"{self.algorithm} makes no passes; give algorithm=sliding",
+        )
         if self.aggregate != "wins" and self.algorithm != "allpair":
             raise InputError(
                 f"aggregate={self.aggregate} needs the preferences of all pairs, and {self.algorithm} does not ask for "
@@ -95,7 +101,7 @@ class Pairwise:
             case "heapsort":
                 order = yield from heap_top(n, k, 2, best)
             case "sliding":
-                order = yield from bubble_top(n, k, 2, best)
+                order = yield from bubble_top(n, k, 2, best, self.stop_when_stable)
         return Verdict(tuple(order), outcomes=sum(outcomes, Outcomes()))
 
     def _all(self, candidates: Candidates, outcomes: list[Outcomes]) -> Steps:

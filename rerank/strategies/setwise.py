@@ -14,7 +14,7 @@ from typing import Literal
 
 from rerank.errors import InputError
 from rerank.prompts import Prompt, load_prompt
-from rerank.strategies.base import Asking, Steps, Verdict, check_passage_tokens, check_prompt
+from rerank.strategies.base import Asking, Steps, Verdict, check_passage_tokens, check_prompt, check_stable
 from rerank.strategies.sorting import bubble_questions, bubble_top, heap_questions, heap_top
 from rerank.types import Candidates, Outcomes
 
@@ -26,6 +26,9 @@ class Setwise:
     2 children and k = 10 are the paper's; with more children there are fewer calls: 100 passages take at most
     151 with 2 and 25 with 19. With `votes` above 1 every question is asked that often, its passages shuffled each
     time, and the majority counts; of equals, and where nothing could be read, the one that stood first.
+
+    With `stop_when_stable`, a number of passages, bubblesort is done after a pass that left so many at the head as they
+    were. With 2 children or more that is a guess: a window puts its best at the head, and not the others in order.
     """
 
     prompt: Prompt = field(default_factory=lambda: load_prompt("setwise"))
@@ -35,6 +38,7 @@ class Setwise:
     votes: int = 1
     seed: int = 0
     passage_tokens: int | None = None
+    stop_when_stable: int | None = None
 
     def __post_init__(self) -> None:
         check_prompt("setwise", self.prompt, "many")
@@ -42,6 +46,10 @@ class Setwise:
         for name in ("children", "k", "votes"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} is {getattr(self, name)}; give at least 1")
+        check_stable(
+            self.stop_when_stable,
+            None if self.algorithm == "bubblesort" else f"{self.algorithm} makes no passes; give algorithm=bubblesort",
+        )
         most = self.prompt.max_passages
         if most is not None and self.children + 1 > most:
             raise InputError(
@@ -79,5 +87,5 @@ class Setwise:
         if self.algorithm == "heapsort":
             order = yield from heap_top(n, self.k, self.children, best)
         else:
-            order = yield from bubble_top(n, self.k, self.children + 1, best)
+            order = yield from bubble_top(n, self.k, self.children + 1, best, self.stop_when_stable)
         return Verdict(tuple(order), outcomes=sum(outcomes, Outcomes()))
