@@ -190,9 +190,7 @@ def _check_weights(method: str, weights: Sequence[float] | None, stages: int) ->
             raise InputError(f"weights are for method='wsum', and {method} has none; leave weights out, or give wsum")
         return
     if weights is None:
-        raise InputError(
-            f"wsum needs weights, one for each of {stages} stages, as in weights=(0.3, 0.7); 'sum' has none"
-        )
+        raise InputError(f"wsum needs a weight for each of {stages} stages, as in weights=(0.3, 0.7); 'sum' has none")
     if len(weights) != stages:
         raise InputError(f"there are {len(weights)} weights for {stages} stages; give each stage one")
     if not all(map(math.isfinite, weights)) or not any(weights):

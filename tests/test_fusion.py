@@ -134,7 +134,7 @@ def test_the_first_stages_scores_take_part() -> None:
     ranking = fuse(FirstStage(), ranker, method="sum").rank("q", none)
     assert {hit.passage.doc_id: hit.score for hit in ranking} == pytest.approx({"a": 1.0, "b": 0.25 + 1, "c": 0.75})
     some = [passages[0], none[1]]
-    with pytest.raises(InputError, match="passage 'b' has the first-stage score None.*give every passage its score"):
+    with pytest.raises(InputError, match=r"passage 'b' has the first-stage score None.*give every passage its score"):
         fuse(FirstStage(), ranker, method="sum").rank("q", some)
 
 
