@@ -17,11 +17,14 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from rerank.backbones.scripted import ScriptedBackbone
     from rerank.errors import RerankError
-    from rerank.reranker import Ranker, Reranker, load
+    from rerank.fusion import fuse
+    from rerank.reranker import FirstStage, Ranker, Reranker, load
     from rerank.types import Candidates, Hit, Outcome, Outcomes, Passage, Query, Ranking, Usage
 
 _HOMES = {
     "load": "reranker",
+    "fuse": "fusion",
+    "FirstStage": "reranker",
     "Ranker": "reranker",
     "Reranker": "reranker",
     "ScriptedBackbone": "backbones.scripted",
@@ -31,6 +34,7 @@ _HOMES = {
 
 __all__ = [
     "Candidates",
+    "FirstStage",
     "Hit",
     "Outcome",
     "Outcomes",
@@ -42,6 +46,7 @@ __all__ = [
     "Reranker",
     "ScriptedBackbone",
     "Usage",
+    "fuse",
     "load",
 ]
 

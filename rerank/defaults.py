@@ -13,7 +13,7 @@ from rerank.prompts import Prompt, load_prompt
 from rerank.strategies import STRATEGIES, load_strategy, options_of
 from rerank.strategies.base import Strategy
 
-_LOCAL = ("transformers", "vllm")  # engines that hold the model itself, and take adapters
+LOCAL = ("transformers", "vllm")  # engines that hold the model itself, and take adapters
 
 
 def settle(
@@ -38,9 +38,9 @@ def settle(
     folder = None
     if adapter == NONE:
         adapter = None
-    elif adapter is not None and backbone in _LOCAL and strategy in STRATEGIES:
+    elif adapter is not None and backbone in LOCAL and strategy in STRATEGIES:
         folder = folder_of(adapter)
-    elif adapter is None and model in (None, EMBEDDED) and backbone in _LOCAL:
+    elif adapter is None and model in (None, EMBEDDED) and backbone in LOCAL:
         folder = shipped_for(strategy, EMBEDDED)
     purpose = purpose_of(folder) if folder is not None else None
     if folder is not None and purpose is not None and purpose.serves(strategy):

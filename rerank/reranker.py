@@ -1,17 +1,18 @@
 """Rankers: one verb, and two operators to put them in a row.
 
-    pipeline = rerank.load("pointwise") % 20 >> rerank.load("listwise")
+    cascade = rerank.load("pointwise") % 20 >> rerank.load("listwise")
 
-`%` keeps the first k of a ranking; `>>` hands a ranking to the next stage. As in arithmetic `%` binds
-tighter, so the line above is a cheap stage, a cutoff, and an expensive stage. What a cutoff drops is gone.
+`>>` hands a ranking to the next stage; of `a % k` only the first k go on. As in arithmetic `%` binds tighter, so the
+line above is a cheap stage, a cut, and an expensive stage. What a cut leaves out is not lost: see `Cascade`.
 """
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal, Self
 
 from rerank.backbones import load_backbone
@@ -56,22 +57,23 @@ class Ranker(ABC):
     def _run(self, requests: Iterable[Candidates]) -> Iterator[Ranking]:
         """Rankings in input order; a query's failure is its ranking's `error`."""
 
-    def __mod__(self, k: int) -> Ranker:
-        return Pipeline((self, Cutoff(k)))
+    def __mod__(self, k: int) -> Cascade:
+        if isinstance(k, bool) or not isinstance(k, int) or k < 1:
+            raise InputError(f"a cut is {k!r}; give a whole number of at least 1, as in 'ranker % 20'")
+        *before, last = self._stages()
+        return Cascade((*before, replace(last, keep=k if last.keep is None else min(k, last.keep))))
 
-    def __rshift__(self, other: Ranker) -> Ranker:
+    def __rshift__(self, other: Ranker) -> Cascade:
         if not isinstance(other, Ranker):
             return NotImplemented
-        return Pipeline((*self._stages(), *other._stages()))
+        return Cascade((*self._stages(), *other._stages()))
 
-    def _stages(self) -> tuple[Ranker, ...]:
-        return (self,)
+    def _stages(self) -> tuple[Stage, ...]:
+        return (Stage(self),)
 
     def close(self) -> None:
         """Gives back what its backbones hold: processes, connections, memory. It ranks nothing after that."""
-        for stage in self._stages():
-            if stage is not self:
-                stage.close()
+        return
 
     def __enter__(self) -> Self:
         return self
@@ -103,56 +105,119 @@ class Reranker(Ranker):
         self.backbone.close()
 
 
-class Cutoff(Ranker):
-    """Keeps the first k passages, in the given order."""
+class FirstStage(Ranker):
+    """What the passages came with, as a stage: to cut it, as in `FirstStage() % 20 >> ranker`, or to fuse it.
 
-    def __init__(self, k: int) -> None:
-        if isinstance(k, bool) or not isinstance(k, int) or k < 1:
-            raise InputError(f"a cutoff is {k!r}; give a whole number of at least 1")
-        self.k = k
+    By the passages' scores, higher first, ties in the given order. Where none has a score the given order stands, and
+    scores are the reciprocal ranks 1 / r. A query of which only some passages have a score, or one that is no number,
+    is an error.
+    """
 
     def _run(self, requests: Iterable[Candidates]) -> Iterator[Ranking]:
-        for request in requests:
-            n = len(request)
-            scores = [p.score if p.score is not None else float(n - i) for i, p in enumerate(request.passages)]
-            yield Ranking.of(request, range(min(self.k, n)), scores)
+        return map(self._ranking, requests)
+
+    def _ranking(self, request: Candidates) -> Ranking:
+        found = [passage.score for passage in request.passages]
+        scores = [score for score in found if score is not None and math.isfinite(score)]
+        if all(score is None for score in found):
+            scores = [1 / rank for rank in range(1, len(found) + 1)]
+        if len(scores) == len(found):
+            order = sorted(range(len(scores)), key=lambda i: -scores[i])
+            return Ranking.of(request, order, [scores[i] for i in order])
+        bad = next(p for p in request.passages if p.score is None or not math.isfinite(p.score))
+        error = InputError(
+            f"query {request.query.query_id!r}: passage {bad.doc_id!r} has the first-stage score {bad.score}, and "
+            "others have a number; give every passage its score, or none of them for their order alone"
+        )
+        places = range(len(found))
+        return replace(Ranking.of(request, places, [1 / (place + 1) for place in places]), error=error)
 
 
-class Pipeline(Ranker):
-    """Stages in a row. Usage and outcomes add up; reasoning and the first error are kept."""
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """A ranker, and how many of its ranking go on; None for all."""
 
-    def __init__(self, stages: tuple[Ranker, ...]) -> None:
+    ranker: Ranker
+    keep: int | None = None
+
+
+class Cascade(Ranker):
+    """Stages in a row. Each orders the best of the one before, down to its cut; all queries share a stage's batches.
+
+    What cuts leave out follows what the later stages ordered, in the order of the stage that was cut, so that every
+    passage comes back once; only a cut at the very end, with no stage after it, has the ranking end there. A cut holds
+    for all stages after it: `a % 20 >> b >> c` has c order b's 20, and so has `a % 20 >> (b >> c)`.
+
+    Scores descend. They are the last stage's where that one ordered; those behind are moved down as a whole, so that
+    the first of them lies 1 below the last one before it, and keep their distances to one another. A stage sees the
+    scores of the one before as the first stage's; the passages that come back are as they were given.
+
+    Usage and outcomes add up, reasoning is kept, first stage first. A query that fails in a stage keeps the order that
+    it had before that stage, goes on to no other, and has that stage's error.
+    """
+
+    def __init__(self, stages: tuple[Stage, ...]) -> None:
         self.stages = stages
 
-    def _stages(self) -> tuple[Ranker, ...]:
+    def _stages(self) -> tuple[Stage, ...]:
         return self.stages
 
     def _run(self, requests: Iterable[Candidates]) -> Iterator[Ranking]:
-        first, *rest = self.stages
-        stream = first._run(requests)
-        for stage in rest:
-            stream = _chain(stream, stage)
-        return stream
+        *before, last = self.stages
+        rankings = _in_a_row((*before, Stage(last.ranker)), requests)
+        return rankings if last.keep is None else (ranking.top(last.keep) for ranking in rankings)
+
+    def close(self) -> None:
+        for stage in self.stages:
+            stage.ranker.close()
 
 
-def _chain(rankings: Iterator[Ranking], stage: Ranker) -> Iterator[Ranking]:
-    """The stage over the rankings before it; they wait, in order, to have their costs added."""
-    before: deque[Ranking] = deque()
+def _in_a_row(stages: Sequence[Stage], requests: Iterable[Candidates]) -> Iterator[Ranking]:
+    first, *after = stages
+    rankings = first.ranker._run(requests)
+    return _followed(rankings, first.keep, after) if after else rankings
 
-    def requests() -> Iterator[Candidates]:
-        for ranking in rankings:
-            before.append(ranking)
-            yield ranking.candidates()
 
-    for after in stage._run(requests()):
-        earlier = before.popleft()
-        yield replace(
-            after,
-            usage=earlier.usage + after.usage,
-            outcomes=earlier.outcomes + after.outcomes,
-            reasoning=earlier.reasoning + after.reasoning,
-            error=earlier.error or after.error,
-        )
+def _followed(rankings: Iterator[Ranking], keep: int | None, after: Sequence[Stage]) -> Iterator[Ranking]:
+    """The stages after a cut, over the rankings before it; these wait, in order, for what was made of their heads."""
+    waiting: deque[Ranking] = deque()
+    broken: Exception | None = None
+
+    def heads() -> Iterator[Candidates]:
+        nonlocal broken
+        try:
+            for ranking in rankings:
+                waiting.append(ranking)
+                if ranking.error is None:
+                    yield ranking.top(keep).candidates()
+        except Exception as error:  # raised after the rankings of what came before it
+            broken = error
+
+    for ordered in _in_a_row(after, heads()):
+        while waiting[0].error is not None:
+            yield waiting.popleft()
+        yield _joined(waiting.popleft(), keep, ordered)
+    yield from waiting  # the last ones, if they failed
+    if broken is not None:
+        raise broken
+
+
+def _joined(earlier: Ranking, keep: int | None, ordered: Ranking) -> Ranking:
+    """What was ordered, then what the cut left out, with their costs."""
+    given = {hit.passage.doc_id: hit.passage for hit in earlier}
+    hits = [replace(hit, passage=given[hit.passage.doc_id]) for hit in ordered]
+    if left := earlier.hits[keep:] if keep is not None else ():
+        best, below = left[0].score, hits[-1].score - 1
+        # equal scores may be infinite, and have no difference then
+        hits += [replace(hit, score=below - (best - hit.score if hit.score < best else 0.0)) for hit in left]
+    return Ranking(
+        earlier.query,
+        tuple(hits),
+        earlier.usage + ordered.usage,
+        earlier.outcomes + ordered.outcomes,
+        earlier.reasoning + ordered.reasoning,
+        ordered.error,
+    )
 
 
 def load(

@@ -157,8 +157,8 @@ class Ranking:
     def doc_ids(self) -> list[str]:
         return [hit.passage.doc_id for hit in self.hits]
 
-    def top(self, k: int) -> Ranking:
-        """The first k hits."""
+    def top(self, k: int | None) -> Ranking:
+        """The first k hits; None for all."""
         return replace(self, hits=self.hits[:k])
 
     def candidates(self) -> Candidates:

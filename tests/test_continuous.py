@@ -354,10 +354,14 @@ def test_stages_follow_one_another(make_candidates: Make) -> None:
     relevance = {f"d{i}": i / 10 for i in range(30)}
     waves, calls = ScriptedBackbone(oracle(relevance)), AsyncScripted(oracle(relevance))
     for first, second in ((calls, calls), (waves, calls), (calls, waves)):
-        pipeline = rerank.load("pointwise", backbone=first) % 5 >> rerank.load("listwise", backbone=second)
-        rankings = list(pipeline.rank_many([make_candidates(30, f"q{i}") for i in range(4)]))
-        assert [r.doc_ids for r in rankings] == [["d29", "d28", "d27", "d26", "d25"]] * 4
+        cascade = rerank.load("pointwise", backbone=first) % 5 >> rerank.load("listwise", backbone=second)
+        rankings = list(cascade.rank_many([make_candidates(30, f"q{i}") for i in range(4)]))
+        assert [r.doc_ids for r in rankings] == [[f"d{i}" for i in reversed(range(30))]] * 4
         assert [r.usage.calls for r in rankings] == [31] * 4
+        fused = rerank.fuse(rerank.load("pointwise", backbone=first), rerank.load("listwise", backbone=second))
+        rankings = list(fused.rank_many([make_candidates(20, f"q{i}") for i in range(100)]))
+        assert [r.query.query_id for r in rankings] == [f"q{i}" for i in range(100)]
+        assert [r.doc_ids for r in rankings] == [[f"d{i}" for i in reversed(range(20))]] * 100
 
 
 AT_EXIT = """

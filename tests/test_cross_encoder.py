@@ -277,15 +277,15 @@ def test_special_tokens_in_a_passage_stay_text(backbone: CrossEncoderBackbone) -
     assert ranking.outcomes.neutralised == 1
 
 
-def test_in_a_pipeline(backbone: CrossEncoderBackbone, make_candidates: Make) -> None:
-    """The cross-encoder keeps 5 of 12; another ranker orders these; both are counted."""
+def test_in_a_cascade(backbone: CrossEncoderBackbone, make_candidates: Make) -> None:
+    """Of the cross-encoder's 12 another ranker orders the first 5; both are counted."""
     candidates = make_candidates(12)
     cross = rerank.load("pointwise", prompt=PAIR, backbone=backbone)
     longest = rerank.ScriptedBackbone(lambda call: [float(len(p.text)) for p in call.dialogue.passages])
-    first = cross.rank(candidates.query, candidates.passages).doc_ids[:5]
+    first = cross.rank(candidates.query, candidates.passages).doc_ids
     ranking = (cross % 5 >> rerank.load("first", backbone=longest)).rank(candidates.query, candidates.passages)
     lengths = {p.doc_id: len(p.text) for p in candidates.passages}
-    assert ranking.doc_ids == sorted(first, key=lambda doc_id: -lengths[doc_id])
+    assert ranking.doc_ids == sorted(first[:5], key=lambda doc_id: -lengths[doc_id]) + first[5:]
     assert ranking.usage.calls == 12 + 1
 
 

@@ -14,7 +14,8 @@ FLOORS = {
     "errors": 0, "options": 1, "types": 0, "calls": 0,
     "losses": 1, "eval": 1, "data": 1,
     "adapters": 1, "prompts": 2, "strategies": 3, "backbones": 3,
-    "defaults": 4, "jobs": 4, "continuous": 4, "scheduler": 4, "reranker": 5, "runs": 6, "bench": 6, "training": 6,
+    "defaults": 4, "jobs": 4, "continuous": 4, "scheduler": 4, "reranker": 5, "fusion": 6, "runs": 6,
+    "bench": 6, "training": 6,
     "cli": 7, "__main__": 8,
 }  # fmt: skip
 APART = {("data", "eval"), ("data", "losses"), ("eval", "losses"), ("strategies", "backbones")}

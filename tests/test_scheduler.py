@@ -233,22 +233,6 @@ def test_a_strategy_that_loses_a_passage_is_a_bug_and_says_so(make_candidates: M
         list(rerank.Reranker(Lossy(), ScriptedBackbone(oracle({}))).rank_many([make_candidates(2)]))
 
 
-def test_a_pipeline_cuts_and_adds_up(make_candidates: Make) -> None:
-    relevance = {f"d{i}": i / 10 for i in range(30)}
-    first, second = ScriptedBackbone(oracle(relevance)), ScriptedBackbone(oracle(relevance))
-    pipeline = rerank.load("pointwise", backbone=first) % 5 >> rerank.load("listwise", backbone=second)
-    rankings = list(pipeline.rank_many([make_candidates(30, f"q{i}") for i in range(4)]))
-    assert [r.doc_ids for r in rankings] == [["d29", "d28", "d27", "d26", "d25"]] * 4
-    assert [r.usage.calls for r in rankings] == [31] * 4
-    assert rankings[0].outcomes.clean == 31
-    assert (first.batches, second.batches) == ([120], [4])
-    for bad in (0, -1, True, "5"):
-        with pytest.raises(InputError, match="cutoff"):
-            pipeline % bad  # type: ignore[operator]
-    with pytest.raises(TypeError):
-        pipeline >> 5  # type: ignore[operator]
-
-
 def test_a_new_strategy_is_a_page(make_candidates: Make) -> None:
     """Bottom-up bubble of the best, by pairs: batched across queries and accounted at once."""
 

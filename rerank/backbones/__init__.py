@@ -96,6 +96,12 @@ def engine_of(name: str) -> Engine:
     return BACKBONES[name]
 
 
+def check_answers(backbone: str, needs: Kind) -> None:
+    """Refuse an engine that cannot answer such calls, before anything is loaded."""
+    if needs not in engine_of(backbone).kinds:
+        raise CapabilityError(f"the {backbone} backbone does not answer {needs!s} calls")
+
+
 def own_prompt(backbone: str | Backbone) -> str | None:
     """The prompt that goes with an engine, or one that answers the same, whatever the strategy; or None."""
     if isinstance(backbone, str):
@@ -127,10 +133,8 @@ def load_backbone(
                 f"{', '.join(used)} given beside a ready backbone {backbone.name!r}; give one or the other"
             )
         return backbone
-    engine = engine_of(backbone)
-    if needs not in engine.kinds:
-        raise CapabilityError(f"the {backbone} backbone does not answer {needs!s} calls")
-    load = engine.loader(backbone)
+    check_answers(backbone, needs)
+    load = engine_of(backbone).loader(backbone)
     takes = names(load)
     for name in given:
         if name not in takes:
@@ -146,6 +150,7 @@ __all__ = [
     "BatchBackbone",
     "Prepared",
     "ScriptedBackbone",
+    "check_answers",
     "is_async",
     "load_backbone",
     "oracle",

@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from rerank.cli import options as opt
+from rerank.cli.cascade import plan
 from rerank.data.files import read_lines
 from rerank.types import Candidates, Outcomes, Passage, Query, Ranking, Usage
 
@@ -23,7 +24,7 @@ def rank(
     passages: Annotated[
         str, typer.Argument(metavar="FILE", help="Text with a passage a line; '-' is standard input.")
     ] = "-",
-    strategy: opt.StrategyName = "pointwise",
+    strategy: opt.CascadeText = "pointwise",
     model: opt.Model = None,
     adapter: opt.Adapter = None,
     prompt: opt.PromptName = None,
@@ -38,9 +39,9 @@ def rank(
 ) -> None:
     """Rank the lines of a file for one query."""
     engine = opt.Engine(model, adapter, backbone, backbone_option, device, dtype)
-    made, engine = engine.described(strategy, prompt, option)
+    planned = plan(strategy, engine, prompt, option)
     request = Candidates(Query(query), tuple(_passages(passages)))
-    ranker = engine.load(made, strict=strict)
+    ranker = planned.load(strict=strict)
     (ranking,) = ranker.rank_many([request])
     shown = ranking.top(top) if top is not None else ranking
     if as_json:

@@ -14,7 +14,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from rerank.backbones import load_backbone
+from rerank.backbones import Backbone, load_backbone
+from rerank.calls import Kind
 from rerank.defaults import settle
 from rerank.errors import InputError, UnknownNameError
 from rerank.jobs import Progress
@@ -28,6 +29,15 @@ notes = Console(stderr=True, highlight=False, markup=False, emoji=False, soft_wr
 
 StrategyName = Annotated[
     str, typer.Option("--strategy", "-s", metavar="NAME", help="How to rank; see 'rerank ls strategies'.")
+]
+CascadeText = Annotated[
+    str,
+    typer.Option(
+        "--strategy",
+        "-s",
+        metavar="NAME",
+        help="How to rank; see 'rerank ls strategies'. Or a cascade: 'pointwise % 20 >> first(window=10)'.",
+    ),
 ]
 Model = Annotated[
     str | None,
@@ -82,7 +92,7 @@ class Engine:
 
     def described(self, strategy: str, prompt: str | None, options: list[str] | None) -> tuple[Strategy, Engine]:
         """The strategy that --strategy, --prompt and --option describe, and the engine with what `settle` adds."""
-        values = _pairs(options)
+        values = pairs(options)
         if strategy in STRATEGIES:
             known = options_of(STRATEGIES[strategy])
             for option in values:
@@ -114,22 +124,26 @@ class Engine:
         on_progress: Callable[[Progress], None] | None = None,
         max_calls: int = MAX_CALLS,
     ) -> Reranker:
-        """The ranker, with what it says of fetching and loading on stderr."""
+        """The ranker."""
+        backbone = self.backbone_for(strategy.prompt.needs)
+        return Reranker(strategy, backbone, strict=strict, on_progress=on_progress, max_calls=max_calls)
+
+    def backbone_for(self, needs: Kind) -> Backbone:
+        """It is loaded, and says what it fetches and loads on stderr."""
         show_log()
         say(f"{self.backbone}: loading {self.model or 'its default model'}")
-        backbone = load_backbone(
+        return load_backbone(
             self.backbone,
-            needs=strategy.prompt.needs,
+            needs=needs,
             model=self.model,
             adapter=self.adapter,
             device=self.device,
             dtype=self.dtype,
-            options=_pairs(self.backbone_options),
+            options=pairs(self.backbone_options),
         )
-        return Reranker(strategy, backbone, strict=strict, on_progress=on_progress, max_calls=max_calls)
 
 
-def _pairs(options: list[str] | None) -> dict[str, object]:
+def pairs(options: list[str] | None) -> dict[str, object]:
     """`["window=10"]` as `{"window": "10"}`; the strategy converts the values."""
     found: dict[str, object] = {}
     for option in options or []:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator
 from datetime import timedelta
+from functools import partial
+from threading import Lock
 from types import TracebackType
 
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
 from rerank.cli.options import notes
 from rerank.jobs import Progress as Done
-from rerank.types import Candidates
+from rerank.types import Candidates, Usage
 
 NOTE_S = 60.0  # where no bar can be drawn there is a line at most this often
 
@@ -89,6 +91,33 @@ class Bar:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._progress.stop()
+
+
+class Summed:
+    """The progress of a cascade's stages as one; `shows` has what each of them is to call, in their order.
+
+    Every stage counts from 0 for each block, and they do so one after another; the sum goes on. A query counts as
+    ranked when the last stage has done with it. Stages may be in threads of their own.
+    """
+
+    def __init__(self, show: Callable[[Done], None], stages: int) -> None:
+        self._show, self._lock = show, Lock()
+        self._before, self._last = [Done()] * stages, [Done()] * stages
+        self.shows = [partial(self._take, stage) for stage in range(stages)]
+
+    def _take(self, stage: int, done: Done) -> None:
+        with self._lock:
+            last = self._last[stage]
+            if done.batches <= last.batches:
+                self._before[stage] = _plus(self._before[stage], last)
+            self._last[stage] = done
+            each = [_plus(before, last) for before, last in zip(self._before, self._last, strict=True)]
+            usage = sum((stage.usage for stage in each), Usage())
+            self._show(Done(each[-1].queries, sum(stage.batches for stage in each), usage))
+
+
+def _plus(one: Done, other: Done) -> Done:
+    return Done(one.queries + other.queries, one.batches + other.batches, one.usage + other.usage)
 
 
 def _tokens(done: Done) -> int:

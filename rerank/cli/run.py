@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from rerank.cli import options as opt
+from rerank.cli.cascade import plan
 from rerank.cli.one import counted, summary
 from rerank.cli.progress import Bar
 from rerank.data import Dataset, load_dataset, read_lists, read_queries, read_run, write_run
@@ -20,7 +21,6 @@ from rerank.errors import InputError
 from rerank.reranker import OnError, Ranker
 from rerank.runs import Journal, Totals, is_complete, journal_path, only_process, resumable_run
 from rerank.scheduler import MAX_CALLS
-from rerank.strategies import options_of
 from rerank.types import Candidates, Ranking
 
 
@@ -31,7 +31,7 @@ def run(
             metavar="DATASET", help="See 'rerank ls datasets'. Not needed when --queries brings the passages."
         ),
     ] = None,
-    strategy: opt.StrategyName = "pointwise",
+    strategy: opt.CascadeText = "pointwise",
     output: Annotated[
         str,
         typer.Option(
@@ -76,8 +76,8 @@ def run(
     """Rank every query's candidates and write a TREC run."""
     opt.show_log()
     engine = opt.Engine(model, adapter, backbone, backbone_option, device, dtype)
-    made, engine = engine.described(strategy, prompt, option)
-    tag = tag or f"rerank-{strategy}"
+    planned = plan(strategy, engine, prompt, option)
+    tag = tag or planned.tag
     if any(map(str.isspace, tag)):
         raise InputError(f"the tag {tag!r} cannot stand in a TREC run: it has white space")
     settings = {
@@ -86,10 +86,7 @@ def run(
         "queries": queries,
         "depth": depth,
         "limit": limit,
-        "strategy": strategy,
-        "options": {name: getattr(made, name) for name in options_of(type(made))},
-        "prompt": made.prompt.identity,
-        **engine.settings,
+        **planned.settings,
         "strict": strict,
         "tag": tag,
         "block": block,
@@ -97,10 +94,12 @@ def run(
     }
     on_error: OnError = "raise" if strict else "keep"
     # the model takes longest, so it is loaded when all else is known to be in order
-    load = partial(engine.load, made, strict=strict, max_calls=wave)
+    load = partial(planned.load, strict=strict, max_calls=wave)
     if output == "-":
         known, requests = requests_of(dataset, first_stage, queries, depth, limit)
-        bar = Bar(strategy, known, made.calls, hidden=sys.stdout.isatty())  # the lines themselves show how far it is
+        bar = Bar(
+            planned.title, known, planned.calls, hidden=sys.stdout.isatty()
+        )  # the lines themselves show how far it is
         ranker = load(on_progress=bar.show)
         with bar:
             totals = _to_stdout(ranker, bar.watch(requests), tag, on_error)
@@ -118,7 +117,7 @@ def run(
             return
         journal = Journal(journal_path(target), settings)
         known, requests = requests_of(dataset, first_stage, queries, depth, limit)
-        bar = Bar(strategy, known, made.calls, done=journal.totals.queries)
+        bar = Bar(planned.title, known, planned.calls, done=journal.totals.queries)
         ranker = load(on_progress=bar.show)
         try:
             with bar:

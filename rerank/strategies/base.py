@@ -17,7 +17,7 @@ from itertools import chain
 from typing import Literal, Protocol, TypeVar
 
 from rerank.calls import Answer, Call
-from rerank.errors import PromptError
+from rerank.errors import InputError, PromptError
 from rerank.prompts import Prompt, list_prompts
 from rerank.prompts.prompt import Order
 from rerank.types import Candidates, Outcomes
@@ -130,3 +130,16 @@ def with_budget(prompt: Prompt, reason_tokens: int | None) -> Prompt:
     if reason_tokens < 1:
         raise PromptError(f"reason_tokens is {reason_tokens}; give at least 1, or None for the prompt's own")
     return prompt.model_copy(update={"answer": prompt.answer.model_copy(update={"reason_tokens": reason_tokens})})
+
+
+def check_stable(k: int | None, needs: str | None) -> None:
+    """Refuse a `stop_when_stable` that is no count, or where there is nothing to stop: `needs` says what to do then."""
+    if k is not None and needs is not None:
+        raise InputError(f"stop_when_stable is {k}, but {needs}, or leave stop_when_stable out")
+    if k is not None and k < 1:
+        raise InputError(f"stop_when_stable is {k}; give at least 1, the passages at the head that must stay in place")
+
+
+def is_stable(before: Sequence[int], after: Sequence[int], k: int | None) -> bool:
+    """Whether a pass left the first k as they were; never, where k is None."""
+    return k is not None and before[:k] == after[:k]

@@ -20,7 +20,17 @@ from rerank.calls import Answer, Call, Kind
 from rerank.errors import InputError, PromptError
 from rerank.prompts import Prompt, load_prompt
 from rerank.prompts.prompt import Order
-from rerank.strategies.base import Asking, Steps, Verdict, as_read, check_passage_tokens, check_prompt, with_budget
+from rerank.strategies.base import (
+    Asking,
+    Steps,
+    Verdict,
+    as_read,
+    check_passage_tokens,
+    check_prompt,
+    check_stable,
+    is_stable,
+    with_budget,
+)
 from rerank.types import Candidates, Passage, Query
 
 
@@ -42,6 +52,8 @@ def windows(n: int, size: int, step: int) -> list[tuple[int, int]]:
 class Listwise:
     """Sliding windows of `window` passages, `step` apart; 20 and 10 are the paper's. They slide `passes` times over
     the list: each carries `window - step` passages to the head, and later ones also put right what lies behind.
+    `stop_when_stable` is a k: a query whose first k passages came out of a pass as they went in is done. (What lies
+    behind them may have moved, and could have gone further in the passes that are spared.)
 
     With `shuffles` above 1 each window is asked about that often, in one batch: as it stands, then in orders drawn with
     `seed` (the paper draws them all). The answers are merged by their sums of places (`merge` "borda") or by the
@@ -63,6 +75,7 @@ class Listwise:
     merge: Literal["borda", "kemeny"] = "borda"
     seed: int = 0
     reason_tokens: int | None = None
+    stop_when_stable: int | None = None
 
     def __post_init__(self) -> None:
         check_prompt("listwise", self.prompt, "many")
@@ -76,6 +89,7 @@ class Listwise:
         for name in ("passes", "shuffles"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} is {getattr(self, name)}; give at least 1")
+        check_stable(self.stop_when_stable, "passes is 1; give passes of 2 or more" if self.passes == 1 else None)
         for name, default in (("merge", "borda"), ("seed", 0)):
             if self.shuffles == 1 and getattr(self, name) != default:
                 raise InputError(
@@ -89,13 +103,17 @@ class Listwise:
     def rank(self, candidates: Candidates) -> Steps:
         n, shuffler, heard = len(candidates), random.Random(self.seed), list[Order]()
         order, scores = list(range(n)), None
-        for start, end in self.passes * windows(n, self.window, self.step) if n > 1 else ():
-            shown = order[start:end]
-            passages = [candidates.passages[i] for i in shown]
-            ranked = yield from self._ordered(candidates.query, passages, shuffler)
-            order[start:end] = [shown[position] for position in ranked.positions]
-            heard.append(ranked)
-            scores = ranked.scores if len(shown) == n else None
+        for _ in range(self.passes if n > 1 else 0):
+            before = list(order)
+            for start, end in windows(n, self.window, self.step):
+                shown = order[start:end]
+                passages = [candidates.passages[i] for i in shown]
+                ranked = yield from self._ordered(candidates.query, passages, shuffler)
+                order[start:end] = [shown[position] for position in ranked.positions]
+                heard.append(ranked)
+                scores = ranked.scores if len(shown) == n else None
+            if is_stable(before, order, self.stop_when_stable):
+                break
         return as_read(Verdict(tuple(order), scores), heard)
 
     def _ordered(self, query: Query, passages: Sequence[Passage], shuffler: random.Random) -> Asking[Order]:

@@ -18,7 +18,16 @@ from rerank.calls import Kind
 from rerank.errors import InputError, PromptError
 from rerank.prompts import Prompt, load_prompt
 from rerank.prompts.prompt import Order
-from rerank.strategies.base import Asking, Steps, Verdict, as_read, by_score, check_passage_tokens, check_prompt
+from rerank.strategies.base import (
+    Asking,
+    Steps,
+    Verdict,
+    as_read,
+    by_score,
+    check_passage_tokens,
+    check_prompt,
+    check_stable,
+)
 from rerank.strategies.sorting import bubble_questions, bubble_top, heap_questions, heap_top
 from rerank.types import Candidates, Outcomes
 
@@ -42,7 +51,9 @@ class Pairwise:
     log-probabilities in both orders. `aggregate` is how allpair makes one order of all its preferences, by the
     functions of `aggregation`: `wins` adds them up; `bradley-terry` gives log-strengths; `kemeny` agrees with the most
     of them, for at most 20 passages; `path` is TSPRank's, which bears mistakes worse than the others.
-    The last two and the sorters give ranks, no scores.
+    The last two and the sorters give ranks, no scores. With `stop_when_stable`, a number of passages, sliding is done
+    after a pass that left so many at the head as they were. No pair of neighbours there was out of order then, and no
+    passage came from behind: judges that do not contradict themselves would have no later pass change them.
 
     `calibrate` has the answers of a query share one calibration: its label bias (see `label_bias`) is subtracted from
     the log-odds of every answer before it counts. PRP has no such step, and without it is PRP. For allpair the bias
@@ -60,6 +71,7 @@ class Pairwise:
     aggregate: Literal["wins", "bradley-terry", "kemeny", "path"] = "wins"
     calibrate: bool = False
     passage_tokens: int | None = None
+    stop_when_stable: int | None = None
 
     def __post_init__(self) -> None:
         check_prompt("pairwise", self.prompt, "many", best_will_do=True)
@@ -76,6 +88,10 @@ class Pairwise:
             raise PromptError(
                 f"calibrate needs the log-probabilities of labels; prompt {self.prompt.name!r} generates text"
             )
+        check_stable(
+            self.stop_when_stable,
+            None if self.algorithm == "sliding" else f"{self.algorithm} makes no passes; give algorithm=sliding",
+        )
         if self.aggregate != "wins" and self.algorithm != "allpair":
             raise InputError(
                 f"aggregate={self.aggregate} needs the preferences of all pairs, and {self.algorithm} does not ask for "
@@ -117,7 +133,7 @@ class Pairwise:
         if self.algorithm == "heapsort":
             order = yield from heap_top(n, k, 2, best)
         else:
-            order = yield from bubble_top(n, k, 2, best)
+            order = yield from bubble_top(n, k, 2, best, self.stop_when_stable)
         return as_read(Verdict(tuple(order)), heard)
 
     def _all(self, candidates: Candidates, heard: list[Order]) -> Steps:

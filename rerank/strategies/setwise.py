@@ -15,7 +15,16 @@ from typing import Literal
 from rerank.errors import InputError
 from rerank.prompts import Prompt, load_prompt
 from rerank.prompts.prompt import Order
-from rerank.strategies.base import Asking, Steps, Verdict, as_read, check_passage_tokens, check_prompt, with_budget
+from rerank.strategies.base import (
+    Asking,
+    Steps,
+    Verdict,
+    as_read,
+    check_passage_tokens,
+    check_prompt,
+    check_stable,
+    with_budget,
+)
 from rerank.strategies.sorting import bubble_questions, bubble_top, heap_questions, heap_top
 from rerank.types import Candidates
 
@@ -28,6 +37,9 @@ class Setwise:
     151 with 2 and 25 with 19. With `votes` above 1 every question is asked that often, its passages shuffled each
     time, and the majority counts; of equals, and where nothing could be read, the one that stood first.
     `reason_tokens` bounds each thought of a prompt that has thoughts written (`setwise-reasoning`).
+
+    With `stop_when_stable`, a number of passages, bubblesort is done after a pass that left so many at the head as they
+    were. With 2 children or more that is a guess: a window puts its best at the head, and not the others in order.
     """
 
     prompt: Prompt = field(default_factory=lambda: load_prompt("setwise"))
@@ -38,6 +50,7 @@ class Setwise:
     seed: int = 0
     passage_tokens: int | None = None
     reason_tokens: int | None = None
+    stop_when_stable: int | None = None
 
     def __post_init__(self) -> None:
         check_prompt("setwise", self.prompt, "many", best_will_do=True)
@@ -46,6 +59,10 @@ class Setwise:
         for name in ("children", "k", "votes"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} is {getattr(self, name)}; give at least 1")
+        check_stable(
+            self.stop_when_stable,
+            None if self.algorithm == "bubblesort" else f"{self.algorithm} makes no passes; give algorithm=bubblesort",
+        )
         most = self.prompt.max_passages
         if most is not None and self.children + 1 > most:
             raise InputError(
@@ -84,5 +101,5 @@ class Setwise:
         if self.algorithm == "heapsort":
             order = yield from heap_top(n, self.k, self.children, best)
         else:
-            order = yield from bubble_top(n, self.k, self.children + 1, best)
+            order = yield from bubble_top(n, self.k, self.children + 1, best, self.stop_when_stable)
         return as_read(Verdict(tuple(order)), heard)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from itertools import islice
 
 from rerank.calls import Answer, Call
-from rerank.strategies.base import Asking, T
+from rerank.strategies.base import Asking, T, is_stable
 from rerank.strategies.listwise import windows
 
 Best = Callable[[Sequence[int]], Asking[int]]
@@ -69,17 +69,21 @@ def _levels(n: int, children: int) -> list[range]:
     return levels
 
 
-def bubble_top(n: int, k: int, size: int, best: Best) -> Asking[list[int]]:
+def bubble_top(n: int, k: int, size: int, best: Best, stable: int | None = None) -> Asking[list[int]]:
     """k passes of a window of `size` from the tail; the best goes to the window's head, and the next window ends there.
 
-    Pass t stops at place t. The others of a window keep their order, where Setwise's code swaps two.
+    Pass t stops at place t. The others of a window keep their order, where Setwise's code swaps two. A pass that left
+    the first `stable` as they were is the last one.
     """
     order = list(range(n))
     for done in range(min(k, n - 1)):
+        before = list(order)
         for start, end in windows(n - done, size, size - 1):
             shown = order[done + start : done + end]
             winner = yield from best(shown)
             order[done + start : done + end] = [winner, *(i for i in shown if i != winner)]
+        if is_stable(before, order, stable):
+            break
     return order
 
 
