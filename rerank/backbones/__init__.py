@@ -146,6 +146,7 @@ __all__ = [
     "BatchBackbone",
     "Prepared",
     "ScriptedBackbone",
+    "engine_of",
     "is_async",
     "load_backbone",
     "oracle",
