@@ -15,6 +15,7 @@ from rerank.adapters import shipped_for
 from rerank.backbones import ScriptedBackbone, oracle
 from rerank.backbones.embedded import EMBEDDED
 from rerank.bench import strategies as bench
+from rerank.bench import strategies_table as table
 from rerank.calls import Call
 from rerank.data import read_run
 from rerank.errors import InputError
@@ -75,9 +76,9 @@ def ndcg(labels: list[float], of: list[float]) -> float:
 def test_every_sample_has_its_given_order_and_its_rows(write: Callable[..., Path], tmp_path: Path) -> None:
     load = Loader()
     found = bench.compare(write(), tmp_path / "out", load=load)
-    table = [(row.strategy, row.queries, row.depth) for row in found.rows]
+    order = [(row.strategy, row.queries, row.depth) for row in found.rows]
     small = [("given order", 2, 4), ("pairwise", 2, 4), ("pointwise", 2, 4)]
-    assert table == [("given order", 4, 100), ("first", 4, 100), *small]
+    assert order == [("given order", 4, 100), ("first", 4, 100), *small]
     given, first, given_of_four, pairwise, pointwise = found.rows
     labels = list(RELEVANCE.values())
     assert given.value == pytest.approx(ndcg(labels, labels))
@@ -92,7 +93,7 @@ def test_every_sample_has_its_given_order_and_its_rows(write: Callable[..., Path
     assert {q: set(docs) for q, docs in run.items()} == {q: {"d0", "d1", "d2", "d3"} for q in ("q0", "q2")}
     card = json.loads((tmp_path / "out" / "pairwise-algorithm=allpair-pairwise@1-none-2x4.trec.json").read_text())
     assert pairwise.prompt_tokens == card["usage"]["prompt_tokens"] / 2 > 0
-    assert (tmp_path / "out" / "strategies.md").read_text() == bench.markdown(found)
+    assert (tmp_path / "out" / "strategies.md").read_text() == table.markdown(found)
 
 
 def test_what_is_done_is_not_done_again(write: Callable[..., Path], tmp_path: Path) -> None:
@@ -139,7 +140,7 @@ def test_a_row_that_fails_is_told_of_and_holds_up_no_other(write: Callable[..., 
     assert [row.value is None for row in found.rows] == [False, False, False, True, False]
     assert found.failed == 1
     assert found.rows[3].answers == "failed: RuntimeError: device | lost"
-    assert "RuntimeError: device \\| lost |" in bench.markdown(found)
+    assert "RuntimeError: device \\| lost |" in table.markdown(found)
     assert len(load.made) == 2  # what broke is not asked again
     mended = bench.compare(write(), tmp_path / "out", load=(again := Loader()))
     assert (mended.failed, again.calls) == (0, 2 * 4 * 3)
@@ -198,7 +199,7 @@ def test_the_command_writes_the_table_and_the_page(
     assert (status, err) == (0, "")
     lines = [line.split() for line in out.splitlines()]
     assert [line[0] for line in lines[-3:]] == ["given", "pairwise", "pointwise"]
-    table = (tmp_path / "out" / "strategies.md").read_text()
+    written = (tmp_path / "out" / "strategies.md").read_text()
     assert page.read_text() == (
         f"# Before\n\n<!-- rerank bench strategies: begin -->\n{table}<!-- rerank bench strategies: end -->\n\nAfter.\n"
     )
@@ -225,7 +226,7 @@ def test_every_strategy_is_measured(name: str) -> None:
 
 def test_the_page_and_its_spec_fit() -> None:
     page = (DOCS / "strategies.md").read_text(encoding="utf-8")
-    assert bench.insert(page, "") != page
+    assert table.insert(page, "") != page
     # what is dear is asked of fewer queries, and beside a cheap one
     for name, options in (("pairwise", {"algorithm": "allpair"}), ("groupwise", {})):
         (dear,) = [e for e in SPEC.rows if (e.strategy, e.options, e.prompt) == (name, options, None)]

@@ -25,7 +25,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from rerank.adapters import NONE
 from rerank.backbones import engine_of, load_backbone
 from rerank.backbones.base import Backbone
+from rerank.backbones.embedded import EMBEDDED
 from rerank.bench.machine import Machine
+from rerank.bench.strategies_table import GIVEN, Comparison, Row, markdown
 from rerank.calls import Kind
 from rerank.data import Qrels, load_dataset, read_qrels, read_run
 from rerank.defaults import settle
@@ -39,9 +41,6 @@ from rerank.training.sources import placed
 from rerank.types import Candidates, Ranking
 
 _log = logging.getLogger(__name__)
-
-GIVEN = "given order"
-BEGIN, END = "<!-- rerank bench strategies: begin -->", "<!-- rerank bench strategies: end -->"
 
 
 class Entry(BaseModel):
@@ -73,41 +72,6 @@ class Spec(BaseModel):
     device: str | None = None
     dtype: str | None = None
     rows: tuple[Entry, ...] = Field(min_length=1)
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One line of the table. `calls`, tokens and `seconds` are means per query. `value` is the measure, None of a row
-    that failed: `answers` says why then, and else how the answers were read."""
-
-    strategy: str
-    adapter: str
-    prompt: str
-    options: str
-    queries: int
-    depth: int
-    value: float | None = None
-    calls: float | None = None
-    prompt_tokens: float | None = None
-    generated_tokens: float | None = None
-    seconds: float | None = None
-    answers: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Comparison:
-    """`machine` is None where the computing is done behind a server."""
-
-    name: str
-    dataset: str
-    measure: str
-    model: str
-    machine: Machine | None
-    rows: tuple[Row, ...]
-
-    @property
-    def failed(self) -> int:
-        return sum(row.value is None for row in self.rows)
 
 
 class Watch(Protocol):
@@ -231,13 +195,14 @@ def compare(
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise InputError(f"{path}: two rows are the same run, {twice[0]}; leave one out")
     machine = _machine(spec)
+    model = spec.model or (EMBEDDED if spec.backbone == "transformers" else f"{spec.backbone}'s default")
     out.mkdir(parents=True, exist_ok=True)
     backbones = _Backbones(spec, load)
     rows: list[Row] = []
 
     def kept(row: Row) -> Comparison:
         rows.append(row)
-        found = Comparison(spec.name, spec.dataset, spec.measure, spec.model or "the default", machine, tuple(rows))
+        found = Comparison(spec.name, spec.dataset, spec.measure, model, machine, tuple(rows))
         (out / "strategies.json").write_text(json.dumps(asdict(found), indent=1) + "\n", encoding="utf-8")
         (out / "strategies.md").write_text(markdown(found), encoding="utf-8")
         return found
@@ -344,60 +309,3 @@ def _machine(spec: Spec) -> Machine | None:
     place = choose_device(spec.device)
     numbers = spec.dtype or str(choose_dtype(None, place)).removeprefix("torch.")
     return Machine.here(str(place), numbers)
-
-
-def headers(found: Comparison) -> tuple[str, ...]:
-    return (
-        "strategy", "adapter", "prompt", "options", "queries x depth", found.measure,
-        "calls", "prompt tokens", "generated", "seconds", "answers",
-    )  # fmt: skip
-
-
-def cells(row: Row) -> tuple[str, ...]:
-    """As `headers` names them."""
-
-    def number(value: float | None, form: str) -> str:
-        return "" if value is None else format(value, form)
-
-    return (
-        row.strategy,
-        row.adapter or ("" if row.strategy == GIVEN else NONE),
-        row.prompt,
-        row.options,
-        f"{row.queries} x {row.depth}",
-        number(row.value, ".4f"),
-        number(row.calls, ",.1f"),
-        number(row.prompt_tokens, ",.0f"),
-        number(row.generated_tokens, ",.0f"),
-        number(row.seconds, ",.2f"),
-        row.answers,
-    )
-
-
-def markdown(found: Comparison) -> str:
-    names = headers(found)
-    lines = [
-        f"| {' | '.join(names)} |",
-        f"|{'---|' * 4}{'---:|' * (len(names) - 5)}---|",
-        *(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells(row))} |" for row in found.rows),
-        "",
-        f"{told(found)}{f' {found.machine}' if found.machine is not None else ''}",
-    ]
-    return "\n".join(lines) + "\n"
-
-
-def told(found: Comparison) -> str:
-    """What the columns are."""
-    return (
-        f"{found.measure} on {found.dataset}, model {found.model}: the first judged queries and the first candidates "
-        "of each, as many as 'queries x depth' says. Calls, tokens and seconds are means per query."
-    )
-
-
-def insert(page: str, table: str) -> str:
-    """The page with the table between its two marks. Raises InputError where it lacks them."""
-    before, begin, rest = page.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise InputError(f"the page has no place for the table; give it the lines {BEGIN} and {END}")
-    return f"{before}{begin}\n{table}{end}{after}"

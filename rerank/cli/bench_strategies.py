@@ -15,7 +15,7 @@ from rerank.cli.progress import Bar
 from rerank.errors import InputError
 
 if TYPE_CHECKING:
-    from rerank.bench import strategies as strategies_
+    from rerank.bench.strategies_table import Comparison
 
 
 def strategies(
@@ -36,6 +36,7 @@ def strategies(
     on. One that fails is told of in the table and tried again the next time; the exit status is 1 then.
     """
     from rerank.bench import strategies as bench
+    from rerank.bench.strategies_table import insert, markdown
 
     opt.show_log()
     folder = out or Path("runs") / bench.read_spec(spec).name
@@ -43,7 +44,7 @@ def strategies(
     opt.say(f"comparing strategies in {folder}")
     found = bench.compare(spec, folder, queries=queries, watching=_watching)
     if into is not None and page is not None:
-        into.write_text(bench.insert(page, bench.markdown(found)), encoding="utf-8")
+        into.write_text(insert(page, markdown(found)), encoding="utf-8")
     _print(found)
     if found.failed:
         opt.notes.print(f"{counted(found.failed, 'row', 'rows')} failed; the same command tries again")
@@ -52,7 +53,7 @@ def strategies(
 
 def _page(into: Path) -> str:
     """Read before anything is run, so that a missing mark is not found hours later."""
-    from rerank.bench.strategies import insert
+    from rerank.bench.strategies_table import insert
 
     try:
         page = into.read_text(encoding="utf-8")
@@ -67,8 +68,8 @@ def _watching(title: str, queries: int, calls: Callable[[int], int], done: int) 
     return Bar(title, queries, calls, done=done)
 
 
-def _print(found: strategies_.Comparison) -> None:
-    from rerank.bench.strategies import cells, headers, told
+def _print(found: Comparison) -> None:
+    from rerank.bench.strategies_table import cells, headers, told
 
     if found.machine is not None:
         opt.screen.print(str(found.machine), soft_wrap=True)

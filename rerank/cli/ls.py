@@ -9,17 +9,22 @@ from rich.table import Table
 from rich.text import Text
 
 from rerank.cli.options import screen, show
-from rerank.errors import UnknownNameError
+from rerank.errors import InputError, UnknownNameError
 
 
 def ls(
     kind: Annotated[
         str | None, typer.Argument(metavar="KIND", help="strategies, prompts, models, adapters, backbones or datasets.")
     ] = None,
+    name: Annotated[
+        str | None, typer.Argument(metavar="NAME", help="One of the strategies: its costs, and what its options mean.")
+    ] = None,
 ) -> None:
     """List what can be named, and what each needs."""
+    from rerank.cli import ls_strategies
+
     shelves = {
-        "strategies": _strategies,
+        "strategies": ls_strategies.table,
         "prompts": _prompts,
         "models": _models,
         "adapters": _adapters,
@@ -28,10 +33,18 @@ def ls(
     }
     if kind is not None and kind not in shelves:
         raise UnknownNameError("kind", kind, shelves)
-    for position, name in enumerate([kind] if kind is not None else shelves):
+    if name is not None:
+        if kind != "strategies":
+            raise InputError(f"of {kind} there is no more to show of one; leave {name!r} out")
+        for position, part in enumerate(ls_strategies.details(name)):
+            if position:
+                screen.print()
+            show(part) if isinstance(part, Table) else screen.print(part, soft_wrap=True)
+        return
+    for position, shelf in enumerate([kind] if kind is not None else shelves):
         if position:
             screen.print()
-        show(shelves[name]())
+        show(shelves[shelf]())
 
 
 def _table(*columns: str) -> Table:
@@ -57,17 +70,6 @@ def _adapters() -> Table:
                 f"{size:.1f}",
                 purpose.model,
             )
-    return table
-
-
-def _strategies() -> Table:
-    from rerank.strategies import STRATEGIES, options_of
-
-    table = _table("strategy", "needs", "calls, n=20", "n=100", "options (default)", "default prompt")
-    for name, make in STRATEGIES.items():
-        made = make()
-        shown = ", ".join(f"{option}={getattr(made, option)}" for option in options_of(make))
-        table.add_row(name, str(made.prompt.needs), str(made.calls(20)), str(made.calls(100)), shown, made.prompt.name)
     return table
 
 

@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import combinations
-from typing import Literal
+from typing import ClassVar, Literal
 
 from rerank.calls import Kind
 from rerank.errors import InputError, PromptError
@@ -26,9 +26,9 @@ _PAIRS_AT_ONCE = 512  # the pairs of 100 passages, rendered all at once, would h
 
 @dataclass(frozen=True, slots=True)
 class Pairwise:
-    """`allpair`: a passage's score is its wins and half its ties, over all others; n(n - 1) calls.
+    """By `algorithm`. `allpair`: a passage's score is its wins and half its ties, over all others; n(n - 1) calls.
     `heapsort`: the best k by a binary heap. `sliding`: the best k by k passes from the tail that swap
-    neighbours where the lower one wins. k is 10 unless given.
+    neighbours where the lower one wins. `k` is 10 unless given.
 
     `soft` lets allpair take probabilities in place of wins: (σ(a - b) + σ(a' - b')) / 2, with the labels'
     log-probabilities in both orders. `aggregate` is how allpair makes one order of all its preferences, by the
@@ -37,9 +37,10 @@ class Pairwise:
     The last two and the sorters give ranks, no scores.
 
     A prompt that generates an order may take the place of one with labels; the passage that it names first is
-    preferred then.
+    preferred then. `passage_tokens` cuts every passage to that many tokens.
     """
 
+    source: ClassVar[str] = "PRP: Qin et al., NAACL 2024"
     prompt: Prompt = field(default_factory=lambda: load_prompt("pairwise"))
     algorithm: Literal["allpair", "heapsort", "sliding"] = "heapsort"
     k: int | None = None

@@ -10,7 +10,7 @@ import random
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 from rerank.errors import InputError
 from rerank.prompts import Prompt, load_prompt
@@ -21,13 +21,16 @@ from rerank.types import Candidates, Outcomes
 
 @dataclass(frozen=True, slots=True)
 class Setwise:
-    """The best k by a heap whose nodes have `children`, or by k passes of a window of `children` + 1 from the tail.
+    """The best `k` by `algorithm`: a heap whose nodes have `children`, or k passes of a window of `children` + 1 from
+    the tail.
 
     2 children and k = 10 are the paper's; with more children there are fewer calls: 100 passages take at most
     151 with 2 and 25 with 19. With `votes` above 1 every question is asked that often, its passages shuffled each
-    time, and the majority counts; of equals, and where nothing could be read, the one that stood first.
+    time by `seed`, and the majority counts; of equals, and where nothing could be read, the one that stood first.
+    `passage_tokens` cuts every passage to that many tokens.
     """
 
+    source: ClassVar[str] = "Zhuang et al., SIGIR 2024"
     prompt: Prompt = field(default_factory=lambda: load_prompt("setwise"))
     algorithm: Literal["heapsort", "bubblesort"] = "heapsort"
     children: int = 2
