@@ -200,9 +200,7 @@ def test_the_command_writes_the_table_and_the_page(
     lines = [line.split() for line in out.splitlines()]
     assert [line[0] for line in lines[-3:]] == ["given", "pairwise", "pointwise"]
     written = (tmp_path / "out" / "strategies.md").read_text()
-    assert page.read_text() == (
-        f"# Before\n\n<!-- rerank bench strategies: begin -->\n{table}<!-- rerank bench strategies: end -->\n\nAfter.\n"
-    )
+    assert page.read_text() == f"# Before\n\n{table.BEGIN}\n{written}{table.END}\n\nAfter.\n"
     assert cli(*args).out == out
     assert page.read_text().count("| pairwise |") == 1
     (tmp_path / "out" / "pointwise-pointwise-yes-no@1-none-2x4.trec").write_text("precious\n")

@@ -18,6 +18,7 @@ from rerank.adapters import shipped_for
 from rerank.backbones import ScriptedBackbone, oracle
 from rerank.backbones.embedded import EMBEDDED
 from rerank.calls import Call, Dialogue
+from rerank.cli.options import bare_table
 from rerank.errors import InputError, UnknownNameError
 from rerank.reranker import Reranker
 from rerank.strategies import STRATEGIES, Strategy, load_strategy, options_of
@@ -34,7 +35,7 @@ _CAPTION = (
 
 
 def table() -> Table:
-    shown = _table("strategy", "needs", "calls", "tokens in", "random", "prompt; options (default)", "source")
+    shown = bare_table("strategy", "needs", "calls", "tokens in", "random", "prompt; options (default)", "source")
     shown.caption, shown.caption_justify = _CAPTION, "left"
     for name, make in STRATEGIES.items():
         made = make()
@@ -51,29 +52,22 @@ def table() -> Table:
     return shown
 
 
-def _table(*columns: str) -> Table:
-    made = Table(box=None, header_style="bold", pad_edge=False)
-    for column in columns:
-        made.add_column(column, overflow="fold")
-    return made
-
-
 def details(name: str) -> list[Table | str]:
     """One strategy: what it costs, its options, and what its class says of them."""
     if name not in STRATEGIES:
         raise UnknownNameError("strategy", name, STRATEGIES)
     make = STRATEGIES[name]
     made, folder = make(), shipped_for(name, EMBEDDED)
-    facts = _table(name, "")
+    facts = bare_table(name, "")
     facts.add_row("source", source_of(make))
     facts.add_row("prompt", f"{made.prompt.name}@{made.prompt.version}, unless another is given")
     facts.add_row("needs", f"a backbone that answers {made.prompt.needs} calls")
     facts.add_row("random", randomness(name))
     facts.add_row("adapter that ships", "none" if folder is None else folder.name)
-    costs = _table("passages", "calls", "prompt tokens")
+    costs = bare_table("passages", "calls", "prompt tokens")
     for n in (10, *SIZES):
         costs.add_row(str(n), f"at most {made.calls(n):,}", f"{measured(made, n)[0]:,}")
-    options = _table("option", "default", "takes")
+    options = bare_table("option", "default", "takes")
     types = get_type_hints(make)
     for option in options_of(make):
         options.add_row(option, str(getattr(made, option)), _takes(types[option]))
