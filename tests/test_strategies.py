@@ -23,6 +23,7 @@ VARIANTS = [
     ("pointwise", "pointwise-graded"),
     ("pointwise", "pointwise-query-likelihood"),
     ("listwise", "listwise-permutation"),
+    ("listwise", "listwise-reasoning"),
     ("first", "first-identifier"),
     ("full-ranking", "full-ranking"),
     ("elimination", "elimination"),
@@ -148,7 +149,7 @@ def test_options_come_as_text_from_the_command_line() -> None:
 def test_a_strategy_says_what_it_costs(name: str) -> None:
     assert load_strategy(name).calls(1) <= 1
     costs = {"pointwise": 100, "pairwise": 600, "setwise": 151, "listwise": 9, "first": 9, "full-ranking": 1}
-    costs |= {"elimination": 99, "tournament": 2 * (5 + 5 + 1 + 1 + 1), "groupwise": 5}
+    costs |= {"elimination": 99, "tournament": 2 * (5 + 5 + 1 + 1 + 1), "groupwise": 5, "rank-r1": 25}
     assert load_strategy(name).calls(100) == costs[name]
 
 

@@ -75,7 +75,7 @@ def oracle(relevance: Mapping[str, float] | Mapping[str, Mapping[str, float]]) -
     """A script that judges perfectly by doc_id -> relevance, or query_id -> doc_id -> relevance.
 
     It answers every prompt of one passage (higher is more relevant) and of many (best first, or least relevant first
-    where that is asked; where a score each is asked for, the relevance as it is).
+    where that is asked; where a score each is asked for, the relevance as it is; after a thought where one is asked).
     """
 
     def relevances(call: Call) -> list[float]:
@@ -91,9 +91,14 @@ def oracle(relevance: Mapping[str, float] | Mapping[str, Mapping[str, float]]) -
             order = sorted(range(len(values)), key=lambda i: -values[i])
             said = {span.text for message in call.dialogue.messages for span in message.spans}
             labels = names("letters" if said.issuperset(LETTERS[: len(values)]) else "numbers", len(values))
-            if '{"[' in "".join(span.text for span in call.dialogue.messages[-1].spans if not span.passage):
+            asked = "".join(span.text for span in call.dialogue.messages[-1].spans if not span.passage)
+            if '{"[' in asked:
                 scores = {f"[{label}]": value for label, value in zip(labels, values, strict=True)}
                 return f"<answer>{json.dumps(scores)}</answer>"
+            if "<think>" in asked:
+                named = order if "] > [" in asked else order[:1]
+                answer = " > ".join(f"[{labels[i]}]" for i in named)
+                return f"<think>[{labels[order[0]]}] is the best</think> <answer>{answer}</answer>"
             return " > ".join(f"[{labels[i]}]" for i in order)
         if isinstance(call, ScoreCall):
             return values

@@ -107,6 +107,8 @@ class Permutation(_Spec):
     `tokens_per_item` bounds the answer: that many tokens for each passage asked for. Generation ends at
     any of `stop`. `constrained` has the engine write nothing but identifiers and `>`, as many as passages.
     With `least_first` the prompt asks for the least relevant passage first, and the answer is read backwards.
+    With `reason_tokens`, the bound of a thought, it asks for `<think>…</think> <answer>[2] > [1] > …</answer>`
+    (ReasonRank; Liu et al., arXiv 2508.07050).
     """
 
     kind: Literal["permutation"]
@@ -115,11 +117,44 @@ class Permutation(_Spec):
     stop: tuple[str, ...] = ()
     constrained: bool = False
     least_first: bool = False
+    reason_tokens: int | None = Field(default=None, gt=0)
+
+    @model_validator(mode="after")
+    def _free_to_think(self) -> Permutation:
+        if self.constrained and self.reason_tokens is not None:
+            raise ValueError("a constrained answer is identifiers only; take out constrained, or reason_tokens")
+        return self
+
+    def max_tokens(self, wanted: int) -> int:
+        thought = 0 if self.reason_tokens is None else self.reason_tokens + _TAG_TOKENS
+        return thought + self.tokens_per_item * wanted
+
+    def read(self, text: str, n: int, top: int | None) -> tuple[list[int], Outcomes]:
+        return read_permutation(text, n, top, self.identifiers, self.least_first)
 
     def constraint(self, n: int, wanted: int) -> Regex | None:
         """`wanted` of n identifiers in a row; that none comes twice is not asked, and seen when the answer is read."""
         one = rf"\[({'|'.join(names(self.identifiers, n))})\]"
         return Regex(rf"{one}( > {one}){{{wanted - 1}}}") if self.constrained else None
+
+
+class ReasonedIdentifier(_Spec):
+    """Rank-R1: the one best passage, `<think>…</think> <answer>[3]</answer>` (Zhuang et al., arXiv 2503.06034).
+
+    `reason_tokens` bounds the thought. The others keep the given order behind the one that is named.
+    """
+
+    kind: Literal["reasoned-identifier"]
+    identifiers: Identifiers = "numbers"
+    reason_tokens: int = Field(gt=0)
+    stop: tuple[str, ...] = ()
+
+    @property
+    def max_tokens(self) -> int:
+        return self.reason_tokens + _TAG_TOKENS
+
+    def read(self, text: str, n: int, top: int | None) -> tuple[list[int], Outcomes]:
+        return read_identifier(text, n, self.identifiers)
 
 
 class Scores(_Spec):
@@ -153,7 +188,7 @@ class Scores(_Spec):
         return Regex(rf"{reason}<answer>\{{{pairs}\}}</answer>") if self.constrained else None
 
 
-_TAG_TOKENS = 32  # the four tags and the braces, for tokenizers that spell them out
+_TAG_TOKENS = 32  # the four tags and the braces, or one identifier, for tokenizers that spell them out
 
 
 class Text(_Spec):
@@ -165,7 +200,7 @@ class Text(_Spec):
 
 
 AnswerSpec = Annotated[
-    Binary | Graded | GradedEach | Likelihood | Score | Identifier | Permutation | Scores | Text,
+    Binary | Graded | GradedEach | Likelihood | Score | Identifier | Permutation | ReasonedIdentifier | Scores | Text,
     Field(discriminator="kind"),
 ]
 
@@ -223,6 +258,25 @@ def read_permutation(
     )
 
 
+def read_identifier(text: str, n: int, identifiers: Identifiers = "numbers") -> tuple[list[int], Outcomes]:
+    """The one of n passages that is named, as a 0-based position, before the others in the given order.
+
+    clean: its identifier alone. repaired: the same one repeated. failed: another, several, words, or none.
+
+    >>> read_identifier("[3]", 4)[0]
+    [2, 0, 1, 3]
+    >>> str(read_identifier("[3] or [1]", 4)[1])
+    '1 failed'
+    """
+    identifier, given = _IDENTIFIER[identifiers], list(range(n))
+    named = [_position(match) for match in identifier.finditer(text)]
+    bare = not _SEPARATOR.sub("", identifier.sub("", text))
+    if not bare or len(set(named)) != 1 or named[0] not in given:
+        return given, Outcomes.of(Outcome.FAILED)
+    outcome = Outcome.CLEAN if len(named) == 1 else Outcome.REPAIRED
+    return sorted(given, key=lambda i: i != named[0]), Outcomes.of(outcome, duplicate=len(named) - 1)
+
+
 def read_scores(
     text: str, n: int, highest: int = 10, identifiers: Identifiers = "numbers"
 ) -> tuple[list[float | None], Outcomes]:
@@ -276,12 +330,18 @@ def read_reasoning(text: str, called: Sequence[str], identifiers: Identifiers = 
     '[d4] is better than [d7].'
     """
 
+    found = _REASON.search(text)
+    return name_passages(found[1], called, identifiers) if found else ""
+
+
+def name_passages(text: str, called: Sequence[str], identifiers: Identifiers = "numbers") -> str:
+    """The text with the n-th passage's identifier replaced by what it is `called`, without white space around it."""
+
     def name(match: re.Match[str]) -> str:
         position = _position(match)
         return f"[{called[position]}]" if 0 <= position < len(called) else match[0]
 
-    found = _REASON.search(text)
-    return _IDENTIFIER[identifiers].sub(name, found[1]).strip() if found else ""
+    return _IDENTIFIER[identifiers].sub(name, text).strip()
 
 
 def _position(identifier: re.Match[str]) -> int:

@@ -37,14 +37,17 @@ from rerank.prompts.answers import (
     Identifiers,
     Likelihood,
     Permutation,
+    ReasonedIdentifier,
     Score,
     Scores,
     Text,
+    name_passages,
     names,
-    read_permutation,
     read_reasoning,
     read_scores,
 )
+from rerank.prompts.template import fields, fill
+from rerank.prompts.thoughts import read_said
 from rerank.types import Outcome, Outcomes, Passage, Query
 
 _FOLDER = Path(__file__).parent
@@ -62,18 +65,6 @@ class _Each(BaseModel):
     each: tuple[_Turn, ...] = Field(min_length=1)
 
 
-def _fields(template: str) -> set[str]:
-    """The placeholders of a template; attribute access, indices and conversions are refused."""
-    names = set()
-    for _, name, spec, conversion in Formatter().parse(template):
-        if name is None:
-            continue
-        if not name.isidentifier() or spec or conversion:
-            raise ValueError(f"placeholder {{{name}}} is not a plain name; double the braces to write them")
-        names.add(name)
-    return names
-
-
 class Prompt(BaseModel):
     """One version of one prompt. `ask` renders a call; `answer` (see `answers`) reads what comes back."""
 
@@ -89,14 +80,14 @@ class Prompt(BaseModel):
     @model_validator(mode="after")
     def _placeholders_fit(self) -> Prompt:
         inner = {"label", "passage"}
-        outer, repeated = _fields(self.prefix), set[str]()
+        outer, repeated = fields(self.prefix), set[str]()
         for turn in self.messages:
             if isinstance(turn, _Each):
-                repeated.update(*(_fields(t.content) for t in turn.each))
+                repeated.update(*(fields(t.content) for t in turn.each))
             else:
-                outer |= _fields(turn.content)
+                outer |= fields(turn.content)
         if self.each_passage is not None:
-            repeated |= _fields(self.each_passage)
+            repeated |= fields(self.each_passage)
         if ("passages" in outer) != (self.each_passage is not None):
             raise ValueError("{passages} and 'each_passage' need one another")
         if self.shows == "one":
@@ -129,8 +120,10 @@ class Prompt(BaseModel):
     @property
     def identity(self) -> str:
         """What a run records: name, version, and a hash of the content."""
-        # a field that came later is hashed where it is used only: what older runs recorded stays true
-        content = self.model_dump_json(exclude=None if self.least_first else {"answer": {"least_first"}})
+        # fields that came later are hashed where they are used only: what older runs recorded stays true
+        later = {"least_first", "reason_tokens"} if isinstance(self.answer, Identifier | Permutation) else set()
+        unused = {name for name in later if not getattr(self.answer, name, None)}
+        content = self.model_dump_json(exclude={"answer": unused})
         return f"{self.name}@{self.version}#{hashlib.sha256(content.encode()).hexdigest()[:8]}"
 
     @property
@@ -144,7 +137,7 @@ class Prompt(BaseModel):
         match self.answer:
             case Likelihood():
                 return Kind.LIKELIHOOD
-            case Permutation() | Scores() | Text():
+            case Permutation() | ReasonedIdentifier() | Scores() | Text():
                 return Kind.GENERATE
             case Score():
                 return Kind.SCORE
@@ -161,6 +154,16 @@ class Prompt(BaseModel):
         """Whether it has each of several passages given a score, in place of their order."""
         return isinstance(self.answer, Scores | GradedEach)
 
+    @property
+    def names_best(self) -> bool:
+        """Whether it has the best of several passages named, in place of their order."""
+        return isinstance(self.answer, ReasonedIdentifier)
+
+    @property
+    def reasons(self) -> bool:
+        """Whether it has a thought written before the answer."""
+        return getattr(self.answer, "reason_tokens", None) is not None
+
     def calls_each(self, n: int) -> int:
         """How many calls `ask_each` makes of n passages."""
         return n if isinstance(self.answer, GradedEach) else 1
@@ -169,7 +172,7 @@ class Prompt(BaseModel):
     def identifiers(self) -> Identifiers | None:
         """How passages are named in the prompt; passages must not be able to forge these."""
         match self.answer:
-            case Identifier() | Permutation() | Scores() | GradedEach():
+            case Identifier() | Permutation() | ReasonedIdentifier() | Scores() | GradedEach():
                 return self.answer.identifiers
             case _:
                 return None
@@ -203,7 +206,7 @@ class Prompt(BaseModel):
     @property
     def _says_top(self) -> bool:
         turns = [turn for turn in self.messages if isinstance(turn, _Turn)]
-        return any("top" in _fields(text) for text in (self.prefix, *(turn.content for turn in turns)))
+        return any("top" in fields(text) for text in (self.prefix, *(turn.content for turn in turns)))
 
     def ask_each(self, query: Query, passages: Sequence[Passage], passage_tokens: int | None = None) -> list[Call]:
         """The calls that have each of these passages given a score: one for all, or one each, as `calls_each` says."""
@@ -246,16 +249,16 @@ class Prompt(BaseModel):
             for label, passage in zip(labels, passages, strict=True)
         ]
         if self.each_passage is not None:
-            common["passages"] = [span for item in items for span in _fill(self.each_passage, item)]
+            common["passages"] = [span for item in items for span in fill(self.each_passage, item)]
         if self.shows == "one":
             common["passage"] = items[0]["passage"]
         messages: list[Message] = []
         for turn in self.messages:
             if isinstance(turn, _Each):
-                messages += [Message(t.role, _fill(t.content, item)) for item in items for t in turn.each]
+                messages += [Message(t.role, fill(t.content, item)) for item in items for t in turn.each]
             else:
-                messages.append(Message(turn.role, _fill(turn.content, common)))
-        prefix = "".join(span.text for span in _fill(self.prefix, common))
+                messages.append(Message(turn.role, fill(turn.content, common)))
+        prefix = "".join(span.text for span in fill(self.prefix, common))
         about = (asked or 0) if isinstance(self.answer, GradedEach) else None
         dialogue = Dialogue(tuple(messages), prefix, query, tuple(passages), passage_tokens, about, self.least_first)
         match self.answer:
@@ -266,8 +269,10 @@ class Prompt(BaseModel):
             case Identifier():
                 return LabelCall(dialogue, labels)
             case Permutation():
-                constraint = self.answer.constraint(n, wanted)
-                return GenerateCall(dialogue, self.answer.tokens_per_item * wanted, self.answer.stop, constraint)
+                bound, constraint = self.answer.max_tokens(wanted), self.answer.constraint(n, wanted)
+                return GenerateCall(dialogue, bound, self.answer.stop, constraint)
+            case ReasonedIdentifier():
+                return GenerateCall(dialogue, self.answer.max_tokens, self.answer.stop)
             case Scores():
                 bound, constraint = self.answer.max_tokens(n), self.answer.constraint(n)
                 return GenerateCall(dialogue, bound, self.answer.stop, constraint)
@@ -288,11 +293,11 @@ class Prompt(BaseModel):
                 return math.nan, Outcomes.of(Outcome.FAILED)
         raise PromptError(f"prompt {self.name!r} shows several passages; it does not score one")
 
-    def order(self, answer: Answer, n: int, top: int | None = None) -> Order:
+    def order(self, answer: Answer, n: int, top: int | None = None, *, passages: Sequence[Passage] = ()) -> Order:
         """The order of the n passages shown, as positions; the given order, and failed, where unreadable.
 
         `top` is how many were asked for; the others keep the given order, behind the best or before the least
-        relevant.
+        relevant. With the `passages` themselves a thought names them by their ids.
         """
         match self.answer:
             case Identifier() if len(answer.logprobs) == n and all(map(math.isfinite, answer.logprobs)):
@@ -301,10 +306,13 @@ class Prompt(BaseModel):
                 return Order(positions, tuple(values[i] for i in positions), _read_labels(answer))
             case Identifier():
                 return Order(list(range(n)), None, Outcomes.of(Outcome.FAILED))
-            case Permutation():
-                text, spec = self.prefix + answer.text, self.answer
-                positions, outcomes = read_permutation(text, n, top, spec.identifiers, spec.least_first)
-                return Order(positions, None, outcomes)
+            case Permutation() | ReasonedIdentifier():
+                said = read_said(self.prefix + answer.text, tagged=self.reasons, truncated=answer.truncated)
+                positions, outcomes = self.answer.read(said.text, n, top)
+                if outcomes.clean and not said.exact:
+                    outcomes = Outcomes.of(Outcome.REPAIRED)
+                thought = name_passages(said.thought, [p.doc_id for p in passages], self.answer.identifiers)
+                return Order(positions, None, outcomes, (thought,) if thought else ())
         raise PromptError(f"prompt {self.name!r} gives scores; it does not order several")
 
     def scores(self, answers: Sequence[Answer], passages: Sequence[Passage]) -> Scored:
@@ -324,7 +332,7 @@ class Prompt(BaseModel):
 
 
 class Order(NamedTuple):
-    """Positions, best first; scores beside them where the prompt gives scores; how the answer was read.
+    """Positions, best first; scores beside them where the prompt gives scores; how the answer was read; the thoughts.
 
     The scores are log-probabilities, negated where the prompt asks for the least relevant.
     """
@@ -332,6 +340,7 @@ class Order(NamedTuple):
     positions: list[int]
     scores: tuple[float, ...] | None
     outcomes: Outcomes
+    reasoning: tuple[str, ...] = ()
 
 
 class Scored(NamedTuple):
@@ -346,17 +355,6 @@ def _read_labels(answer: Answer) -> Outcomes:
     """Clean, or repaired where bounds stand in for what the engine did not say."""
     outcome = Outcome.REPAIRED if answer.missing else Outcome.CLEAN
     return Outcomes.of(outcome, missing=answer.missing)
-
-
-def _fill(template: str, values: dict[str, list[Span]]) -> tuple[Span, ...]:
-    """The template with its placeholders filled; a filled text is never parsed again."""
-    spans: list[Span] = []
-    for literal, name, _, _ in Formatter().parse(template):
-        if literal:
-            spans.append(Span(literal))
-        if name is not None:
-            spans += values[name]
-    return tuple(spans)
 
 
 def list_prompts() -> list[Prompt]:

@@ -14,6 +14,7 @@ from rerank.strategies.groupwise import Groupwise
 from rerank.strategies.listwise import First, Listwise
 from rerank.strategies.pairwise import Pairwise
 from rerank.strategies.pointwise import Pointwise
+from rerank.strategies.rank_r1 import RankR1
 from rerank.strategies.registry import Registry
 from rerank.strategies.setwise import Setwise
 from rerank.strategies.tournament import Tournament
@@ -23,6 +24,7 @@ STRATEGIES: Mapping[str, type[Strategy]] = Registry(
         "pointwise": Pointwise,
         "pairwise": Pairwise,
         "setwise": Setwise,
+        "rank-r1": RankR1,
         "listwise": Listwise,
         "first": First,
         "full-ranking": FullRanking,
@@ -58,6 +60,7 @@ __all__ = [
     "Listwise",
     "Pairwise",
     "Pointwise",
+    "RankR1",
     "Setwise",
     "Steps",
     "Strategy",

@@ -12,12 +12,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Literal, Protocol, TypeVar
 
 from rerank.calls import Answer, Call
 from rerank.errors import PromptError
 from rerank.prompts import Prompt, list_prompts
+from rerank.prompts.prompt import Order
 from rerank.types import Candidates, Outcomes
 
 
@@ -25,7 +27,8 @@ from rerank.types import Candidates, Outcomes
 class Verdict:
     """The order of the passages, as positions in the candidates, best first.
 
-    `scores` stand beside `order`; None where the strategy only orders, and the rank serves as the score.
+    `scores` stand beside `order`; None where the strategy only orders, and the rank serves as the score. `reasoning`
+    has the thoughts that were written, an answer each, as they came.
     """
 
     order: tuple[int, ...]
@@ -69,11 +72,28 @@ def by_score(read: Sequence[tuple[float, Outcomes]]) -> Verdict:
     return Verdict(tuple(order), tuple(scores[i] for i in order), outcomes)
 
 
-def check_prompt(strategy: str, prompt: Prompt, shows: Literal["one", "many"], *, scores_each: bool = False) -> None:
-    """Refuse a prompt that this strategy cannot read, when they are put together."""
+def as_read(verdict: Verdict, read: Sequence[Order]) -> Verdict:
+    """The verdict with the outcomes and the thoughts of the answers behind it."""
+    outcomes = sum((ranked.outcomes for ranked in read), Outcomes())
+    return replace(verdict, outcomes=outcomes, reasoning=tuple(chain(*(ranked.reasoning for ranked in read))))
+
+
+def check_prompt(
+    strategy: str,
+    prompt: Prompt,
+    shows: Literal["one", "many"],
+    *,
+    scores_each: bool = False,
+    best_will_do: bool = False,
+) -> None:
+    """Refuse a prompt that this strategy cannot read, when they are put together.
+
+    `best_will_do` says that it needs the best of several passages only, and no order.
+    """
 
     def fits(found: Prompt) -> bool:
-        return found.ranks and found.shows == shows and found.scores_each == scores_each
+        enough = best_will_do or not found.names_best
+        return found.ranks and found.shows == shows and found.scores_each == scores_each and enough
 
     if fits(prompt):
         return
@@ -84,7 +104,8 @@ def check_prompt(strategy: str, prompt: Prompt, shows: Literal["one", "many"], *
             f"{strategy!r}: {', '.join(fitting)}"
         )
     if prompt.shows == shows:
-        asked, needed = ("a score each", "their order") if prompt.scores_each else ("their order", "a score each")
+        asked = "a score each" if prompt.scores_each else "the best one only" if prompt.names_best else "their order"
+        needed = "a score each" if scores_each else "their order"
         raise PromptError(
             f"prompt {prompt.name!r} asks of several passages {asked}, and strategy {strategy!r} needs {needed}; "
             f"prompts that fit: {', '.join(fitting)}"
@@ -98,3 +119,18 @@ def check_prompt(strategy: str, prompt: Prompt, shows: Literal["one", "many"], *
 def check_passage_tokens(passage_tokens: int | None) -> None:
     if passage_tokens is not None and passage_tokens < 1:
         raise PromptError(f"passage_tokens is {passage_tokens}; give at least 1, or None for no limit")
+
+
+def with_budget(prompt: Prompt, reason_tokens: int | None) -> Prompt:
+    """The prompt with so many tokens for each thought; None for as many as it says itself."""
+    if reason_tokens is None:
+        return prompt
+    if not prompt.reasons:
+        thinking = sorted({found.name for found in list_prompts() if found.reasons})
+        raise PromptError(
+            f"reason_tokens is {reason_tokens}, but prompt {prompt.name!r} has no thought written; prompts that have: "
+            f"{', '.join(thinking)}"
+        )
+    if reason_tokens < 1:
+        raise PromptError(f"reason_tokens is {reason_tokens}; give at least 1, or None for the prompt's own")
+    return prompt.model_copy(update={"answer": prompt.answer.model_copy(update={"reason_tokens": reason_tokens})})

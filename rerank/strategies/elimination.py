@@ -12,8 +12,9 @@ from typing import ClassVar
 
 from rerank.errors import InputError
 from rerank.prompts import Prompt, load_prompt
-from rerank.strategies.base import Steps, Verdict, check_passage_tokens, check_prompt
-from rerank.types import Candidates, Outcomes
+from rerank.prompts.prompt import Order
+from rerank.strategies.base import Steps, Verdict, as_read, check_passage_tokens, check_prompt
+from rerank.types import Candidates
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,16 +48,16 @@ class Elimination:
         return -(-(n - 1) // self.drop)
 
     def rank(self, candidates: Candidates) -> Steps:
-        left, removed, outcomes = list(range(len(candidates))), list[int](), Outcomes()
+        left, removed, heard = list(range(len(candidates))), list[int](), list[Order]()
         while len(left) > 1:
             shown = left[-self.window :]
             drop = min(self.drop, len(shown) - 1)
             bottom = drop if self.prompt.asks_bottom else None
             passages = [candidates.passages[i] for i in shown]
             (answer,) = yield [self.prompt.ask(candidates.query, passages, self.passage_tokens, bottom)]
-            ranked = self.prompt.order(answer, len(shown), bottom)
+            ranked = self.prompt.order(answer, len(shown), bottom, passages=passages)
             worst = [shown[position] for position in ranked.positions[-drop:]]
             removed = worst + removed
             left = [i for i in left if i not in worst]
-            outcomes += ranked.outcomes
-        return Verdict((*left, *removed), outcomes=outcomes)
+            heard.append(ranked)
+        return as_read(Verdict((*left, *removed)), heard)

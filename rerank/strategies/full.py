@@ -44,5 +44,5 @@ class FullRanking(Listwise):
     def _ask(self, query: Query, passages: Sequence[Passage]) -> Call:
         return self.prompt.ask(query, passages, self.passage_tokens, self.top)
 
-    def _read(self, answer: Answer, n: int) -> Order:
-        return self.prompt.order(answer, n, self.top)
+    def _read(self, answer: Answer, passages: Sequence[Passage]) -> Order:
+        return self.prompt.order(answer, len(passages), self.top, passages=passages)

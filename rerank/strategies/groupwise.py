@@ -16,7 +16,7 @@ from typing import ClassVar
 
 from rerank.errors import InputError
 from rerank.prompts import Prompt, load_prompt
-from rerank.strategies.base import Steps, Verdict, check_passage_tokens, check_prompt
+from rerank.strategies.base import Steps, Verdict, check_passage_tokens, check_prompt, with_budget
 from rerank.types import Candidates, Outcomes, Passage
 
 
@@ -27,6 +27,7 @@ class Groupwise:
     The passages are split `shuffles` times anew, at random by `seed`, into ceil(n / `group`) groups: random groups are
     better than ones of neighbours, and more than about 4 splits gain little, says the paper, whose group is 20.
     `fusion` times the first stage's signal (see `first_stage`) is added, in points of the prompt's scale.
+    `reason_tokens` bounds the reasoning of a prompt that has some written.
 
     A passage that its group's answer left out keeps its place by the first stage among the group, and a passage
     none of whose answers could be read keeps its place among all (see `placed`), where scoring it 0 would put it last;
@@ -44,10 +45,12 @@ class Groupwise:
     fusion: float = 0.0
     seed: int = 0
     passage_tokens: int | None = None
+    reason_tokens: int | None = None
 
     def __post_init__(self) -> None:
         check_prompt("groupwise", self.prompt, "many", scores_each=True)
         check_passage_tokens(self.passage_tokens)
+        object.__setattr__(self, "prompt", with_budget(self.prompt, self.reason_tokens))
         for name in ("group", "shuffles"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} is {getattr(self, name)}; give at least 1")

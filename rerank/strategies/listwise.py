@@ -20,8 +20,8 @@ from rerank.calls import Answer, Call, Kind
 from rerank.errors import InputError, PromptError
 from rerank.prompts import Prompt, load_prompt
 from rerank.prompts.prompt import Order
-from rerank.strategies.base import Asking, Steps, Verdict, check_passage_tokens, check_prompt
-from rerank.types import Candidates, Outcomes, Passage, Query
+from rerank.strategies.base import Asking, Steps, Verdict, as_read, check_passage_tokens, check_prompt, with_budget
+from rerank.types import Candidates, Passage, Query
 
 
 def windows(n: int, size: int, step: int) -> list[tuple[int, int]]:
@@ -50,10 +50,14 @@ class Listwise:
     in it as the window has them; without any answer the window stands as it is.
 
     Scores are the labels' log-probabilities where one call saw the whole list and the prompt gives them;
-    else descending ranks. `passage_tokens` cuts every passage to that many tokens.
+    else descending ranks. `passage_tokens` cuts every passage to that many tokens. `reason_tokens` bounds each thought
+    of a prompt that has thoughts written: `listwise-reasoning` is ReasonRank's (Liu et al., arXiv 2508.07050).
     """
 
-    source: ClassVar[str] = "RankGPT: Sun et al., EMNLP 2023; permutation self-consistency: Tang et al., NAACL 2024"
+    source: ClassVar[str] = (
+        "RankGPT: Sun et al., EMNLP 2023; permutation self-consistency: Tang et al., NAACL 2024; "
+        "ReasonRank: Liu et al. 2025"
+    )
     prompt: Prompt = field(default_factory=lambda: load_prompt("listwise-permutation"))
     window: int = 20
     step: int = 10
@@ -62,10 +66,12 @@ class Listwise:
     shuffles: int = 1
     merge: Literal["borda", "kemeny"] = "borda"
     seed: int = 0
+    reason_tokens: int | None = None
 
     def __post_init__(self) -> None:
         check_prompt("listwise", self.prompt, "many")
         check_passage_tokens(self.passage_tokens)
+        object.__setattr__(self, "prompt", with_budget(self.prompt, self.reason_tokens))
         if not 1 <= self.step <= self.window or self.window < 2:
             raise InputError(f"window {self.window} and step {self.step}: give 1 <= step <= window, window >= 2")
         most = self.prompt.max_passages
@@ -85,30 +91,32 @@ class Listwise:
         return self.passes * self.shuffles * len(windows(n, self.window, self.step)) if n > 1 else 0
 
     def rank(self, candidates: Candidates) -> Steps:
-        n, shuffler = len(candidates), random.Random(self.seed)
-        order, scores, outcomes = list(range(n)), None, Outcomes()
+        n, shuffler, heard = len(candidates), random.Random(self.seed), list[Order]()
+        order, scores = list(range(n)), None
         for start, end in self.passes * windows(n, self.window, self.step) if n > 1 else ():
             shown = order[start:end]
             passages = [candidates.passages[i] for i in shown]
             ranked = yield from self._ordered(candidates.query, passages, shuffler)
             order[start:end] = [shown[position] for position in ranked.positions]
-            outcomes += ranked.outcomes
+            heard.append(ranked)
             scores = ranked.scores if len(shown) == n else None
-        return Verdict(tuple(order), scores, outcomes)
+        return as_read(Verdict(tuple(order), scores), heard)
 
     def _ordered(self, query: Query, passages: Sequence[Passage], shuffler: random.Random) -> Asking[Order]:
         """One window's order, by one call, or merged of several."""
         n = len(passages)
         asked = [list(range(n)), *(shuffler.sample(range(n), n) for _ in range(self.shuffles - 1))]
-        answers = yield [self._ask(query, [passages[i] for i in places]) for places in asked]
-        read = [self._read(answer, n) for answer in answers]
+        shown = [[passages[i] for i in places] for places in asked]
+        answers = yield [self._ask(query, order) for order in shown]
+        read = [self._read(answer, order) for answer, order in zip(answers, shown, strict=True)]
         if self.shuffles == 1:
             return read[0]
         votes = [
             _vote(places, ranked) for places, ranked in zip(asked, read, strict=True) if not ranked.outcomes.failed
         ]
         merged = self._merged(votes) if votes else asked[0]
-        return Order(merged, None, sum((ranked.outcomes for ranked in read), Outcomes()))
+        told = as_read(Verdict(tuple(merged)), read)
+        return Order(merged, None, told.outcomes, told.reasoning)
 
     def _merged(self, votes: Sequence[Sequence[int]]) -> list[int]:
         from rerank.strategies import aggregation  # numpy, for those who need it
@@ -118,8 +126,8 @@ class Listwise:
     def _ask(self, query: Query, passages: Sequence[Passage]) -> Call:
         return self.prompt.ask(query, passages, self.passage_tokens)
 
-    def _read(self, answer: Answer, n: int) -> Order:
-        return self.prompt.order(answer, n)
+    def _read(self, answer: Answer, passages: Sequence[Passage]) -> Order:
+        return self.prompt.order(answer, len(passages), passages=passages)
 
 
 def _vote(places: Sequence[int], ranked: Order) -> list[int]:

@@ -14,9 +14,10 @@ from typing import ClassVar, Literal
 
 from rerank.errors import InputError
 from rerank.prompts import Prompt, load_prompt
-from rerank.strategies.base import Asking, Steps, Verdict, check_passage_tokens, check_prompt
+from rerank.prompts.prompt import Order
+from rerank.strategies.base import Asking, Steps, Verdict, as_read, check_passage_tokens, check_prompt, with_budget
 from rerank.strategies.sorting import bubble_questions, bubble_top, heap_questions, heap_top
-from rerank.types import Candidates, Outcomes
+from rerank.types import Candidates
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +28,8 @@ class Setwise:
     2 children and k = 10 are the paper's; with more children there are fewer calls: 100 passages take at most
     151 with 2 and 25 with 19. With `votes` above 1 every question is asked that often, its passages shuffled each
     time by `seed`, and the majority counts; of equals, and where nothing could be read, the one that stood first.
-    `passage_tokens` cuts every passage to that many tokens.
+    `passage_tokens` cuts every passage to that many tokens, `reason_tokens` bounds each thought of a prompt that has
+    thoughts written (`setwise-reasoning`).
     """
 
     source: ClassVar[str] = "Zhuang et al., SIGIR 2024"
@@ -38,10 +40,12 @@ class Setwise:
     votes: int = 1
     seed: int = 0
     passage_tokens: int | None = None
+    reason_tokens: int | None = None
 
     def __post_init__(self) -> None:
-        check_prompt("setwise", self.prompt, "many")
+        check_prompt("setwise", self.prompt, "many", best_will_do=True)
         check_passage_tokens(self.passage_tokens)
+        object.__setattr__(self, "prompt", with_budget(self.prompt, self.reason_tokens))
         for name in ("children", "k", "votes"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} is {getattr(self, name)}; give at least 1")
@@ -58,19 +62,20 @@ class Setwise:
         return self.votes * len(bubble_questions(n, self.k, self.children + 1))
 
     def rank(self, candidates: Candidates) -> Steps:
-        n, outcomes, shuffler = len(candidates), list[Outcomes](), random.Random(self.seed)
+        n, heard, shuffler = len(candidates), list[Order](), random.Random(self.seed)
         known: dict[tuple[int, ...], int] = {}  # a window that comes again is not asked again
 
         def best(shown: Sequence[int]) -> Asking[int]:
             if (key := tuple(shown)) in known:
                 return known[key]
             shuffled = [shuffler.sample(shown, len(shown)) for _ in range(self.votes)] if self.votes > 1 else [shown]
-            answers = yield [
-                self.prompt.ask(candidates.query, [candidates.passages[i] for i in order], self.passage_tokens)
-                for order in shuffled
+            sets = [[candidates.passages[i] for i in order] for order in shuffled]
+            answers = yield [self.prompt.ask(candidates.query, passages, self.passage_tokens) for passages in sets]
+            read = [
+                self.prompt.order(answer, len(shown), passages=passages)
+                for answer, passages in zip(answers, sets, strict=True)
             ]
-            read = [self.prompt.order(answer, len(shown)) for answer in answers]
-            outcomes.extend(ranked.outcomes for ranked in read)
+            heard.extend(read)
             named = Counter(
                 order[ranked.positions[0]]
                 for order, ranked in zip(shuffled, read, strict=True)
@@ -83,4 +88,4 @@ class Setwise:
             order = yield from heap_top(n, self.k, self.children, best)
         else:
             order = yield from bubble_top(n, self.k, self.children + 1, best)
-        return Verdict(tuple(order), outcomes=sum(outcomes, Outcomes()))
+        return as_read(Verdict(tuple(order)), heard)

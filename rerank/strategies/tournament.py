@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import ClassVar
 
 from rerank.errors import InputError
 from rerank.prompts import Prompt, load_prompt
-from rerank.strategies.base import Asking, Steps, by_score, check_passage_tokens, check_prompt
+from rerank.prompts.prompt import Order
+from rerank.strategies.base import Asking, Steps, as_read, by_score, check_passage_tokens, check_prompt
 from rerank.strategies.sorting import together
 from rerank.types import Candidates, Outcomes
 
@@ -87,7 +88,7 @@ class Tournament:
         return self.rounds * sum(best < len(group) for stage in dealt for group, best in stage)
 
     def rank(self, candidates: Candidates) -> Steps:
-        n, outcomes = len(candidates), list[Outcomes]()
+        n, heard = len(candidates), list[Order]()
         points = [0.0] * n
 
         def tournament(shuffler: random.Random) -> Asking[None]:
@@ -105,10 +106,9 @@ class Tournament:
             shown, top = shuffler.sample(group, len(group)), best if self.prompt.asks_top else None
             passages = [candidates.passages[i] for i in shown]
             (answer,) = yield [self.prompt.ask(candidates.query, passages, self.passage_tokens, top)]
-            ranked = self.prompt.order(answer, len(shown), top)
-            outcomes.append(ranked.outcomes)
+            ranked = self.prompt.order(answer, len(shown), top, passages=passages)
+            heard.append(ranked)
             return group[:best] if ranked.outcomes.failed else [shown[place] for place in ranked.positions[:best]]
 
         yield from together([tournament(random.Random(f"{self.seed}, {turn}")) for turn in range(self.rounds)])
-        verdict = by_score([(score, Outcomes()) for score in points])
-        return replace(verdict, outcomes=sum(outcomes, Outcomes()))
+        return as_read(by_score([(score, Outcomes()) for score in points]), heard)

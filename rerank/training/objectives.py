@@ -192,6 +192,11 @@ def check_prompt(strategy: str, prompt: Prompt) -> None:
             f"prompt {prompt.name!r} is answered by {prompt.answer.kind}; strategy {strategy!r} trains answers by "
             f"{' or '.join(fits)}"
         )
+    if prompt.reasons:
+        raise PromptError(
+            f"prompt {prompt.name!r} has a thought written before the answer, and training writes the answer only; "
+            "give a prompt without one"
+        )
     if prompt.least_first:
         raise PromptError(
             f"prompt {prompt.name!r} asks for the least relevant passage, and training puts the highest logit on the "
