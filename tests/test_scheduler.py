@@ -233,32 +233,6 @@ def test_a_strategy_that_loses_a_passage_is_a_bug_and_says_so(make_candidates: M
         list(rerank.Reranker(Lossy(), ScriptedBackbone(oracle({}))).rank_many([make_candidates(2)]))
 
 
-def test_a_new_strategy_is_a_page(make_candidates: Make) -> None:
-    """Bottom-up bubble of the best, by pairs: batched across queries and accounted at once."""
-
-    @dataclass(frozen=True, slots=True)
-    class Bubble:
-        prompt: rerank.prompts.Prompt = field(default_factory=lambda: load_strategy("first").prompt)
-
-        def calls(self, n: int) -> int:
-            return n - 1
-
-        def rank(self, candidates: Candidates) -> Steps:
-            order = list(range(len(candidates)))
-            for at in reversed(range(len(order) - 1)):
-                (answer,) = yield [
-                    self.prompt.ask(candidates.query, [candidates.passages[i] for i in order[at : at + 2]])
-                ]
-                pair = order[at : at + 2]
-                order[at : at + 2] = [pair[i] for i in self.prompt.order(answer, 2).positions]
-            return Verdict(tuple(order))
-
-    backbone = ScriptedBackbone(oracle({f"d{i}": i / 10 for i in range(9)}))
-    rankings = list(rerank.Reranker(Bubble(), backbone).rank_many([make_candidates(9, f"q{i}") for i in range(5)]))
-    assert [r.doc_ids[0] for r in rankings] == ["d8"] * 5
-    assert backbone.batches == [5] * 8
-
-
 def test_what_callers_have_becomes_passages() -> None:
     class Document:  # LangChain's shape
         page_content, id, metadata = "a document", "lc", {}

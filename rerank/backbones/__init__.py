@@ -151,6 +151,7 @@ __all__ = [
     "Prepared",
     "ScriptedBackbone",
     "check_answers",
+    "engine_of",
     "is_async",
     "load_backbone",
     "oracle",

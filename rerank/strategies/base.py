@@ -43,7 +43,11 @@ Steps = Asking[Verdict]
 
 
 class Strategy(Protocol):
-    """One paradigm: the paper's algorithm, with its options as fields."""
+    """One paradigm: the paper's algorithm, with its options as fields.
+
+    Its class may have a `source`, authors and venue, and say in its docstring what the options mean: `rerank ls
+    strategies` shows both. An option named `seed` says that it draws at random.
+    """
 
     @property
     def prompt(self) -> Prompt: ...

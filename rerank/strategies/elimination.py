@@ -8,6 +8,7 @@ that asks for the best first may do as well, and the last of its order is remove
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from rerank.errors import InputError
 from rerank.prompts import Prompt, load_prompt
@@ -24,9 +25,11 @@ class Elimination:
     that the head is compared last, when no more than `window` remain. A perfect judge then orders the best
     window - drop of all; what is removed before is worse than those, but not always than what is removed later.
 
-    Where an answer cannot be read, the last ones shown are removed. Scores are descending ranks.
+    Where an answer cannot be read, the last ones shown are removed. Scores are descending ranks. `passage_tokens` cuts
+    every passage to that many tokens.
     """
 
+    source: ClassVar[str] = "IRanker: Feng et al. 2025"
     prompt: Prompt = field(default_factory=lambda: load_prompt("elimination"))
     window: int = 20
     drop: int = 1

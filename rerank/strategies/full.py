@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from rerank.calls import Answer, Call
 from rerank.errors import InputError, PromptError
@@ -21,6 +22,7 @@ class FullRanking(Listwise):
     had them. The paper finds that a model must be trained for this: untrained, windows of 20 are better.
     """
 
+    source: ClassVar[str] = "Liu et al., ACL 2025"
     prompt: Prompt = field(default_factory=lambda: load_prompt("full-ranking"))
     window: int = 100
     step: int = 50

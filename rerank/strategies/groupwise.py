@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate, chain, islice
 from statistics import fmean
+from typing import ClassVar
 
 from rerank.errors import InputError
 from rerank.prompts import Prompt, load_prompt
@@ -23,18 +24,21 @@ from rerank.types import Candidates, Outcomes, Passage
 class Groupwise:
     """A passage's score is the mean of what its groups' answers gave it; ties keep the first stage's order.
 
-    The passages are split `shuffles` times anew, at random, into ceil(n / `group`) groups: random groups are better
-    than ones of neighbours, and more than about 4 splits gain little, says the paper, whose group is 20. `fusion`
-    times the first stage's signal (see `first_stage`) is added, in points of the prompt's scale. `reason_tokens`
-    bounds the reasoning of a prompt that has some written.
+    The passages are split `shuffles` times anew, at random by `seed`, into ceil(n / `group`) groups: random groups are
+    better than ones of neighbours, and more than about 4 splits gain little, says the paper, whose group is 20.
+    `fusion` times the first stage's signal (see `first_stage`) is added, in points of the prompt's scale.
+    `reason_tokens` bounds the reasoning of a prompt that has some written.
 
     A passage that its group's answer left out keeps its place by the first stage among the group, and a passage
     none of whose answers could be read keeps its place among all (see `placed`), where scoring it 0 would put it last;
     the outcomes count both. Where the model's probabilities can be read, prompt `groupwise-expected` asks for the
     score of each passage beside its group by one token, and takes the expected value: nothing is written, ties are
     rare, and it is a call for each passage. The paper uses such values to break the ties of written scores.
+
+    `passage_tokens` cuts every passage to that many tokens.
     """
 
+    source: ClassVar[str] = "GroupRank: Sun et al. 2025"
     prompt: Prompt = field(default_factory=lambda: load_prompt("groupwise"))
     group: int = 20
     shuffles: int = 1

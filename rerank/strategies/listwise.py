@@ -14,7 +14,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 from rerank.calls import Answer, Call, Kind
 from rerank.errors import InputError, PromptError
@@ -66,6 +66,10 @@ class Listwise:
     of a prompt that has thoughts written: `listwise-reasoning` is ReasonRank's (Liu et al., arXiv 2508.07050).
     """
 
+    source: ClassVar[str] = (
+        "RankGPT: Sun et al., EMNLP 2023; permutation self-consistency: Tang et al., NAACL 2024; "
+        "ReasonRank: Liu et al. 2025"
+    )
     prompt: Prompt = field(default_factory=lambda: load_prompt("listwise-permutation"))
     window: int = 20
     step: int = 10
@@ -156,6 +160,7 @@ def _vote(places: Sequence[int], ranked: Order) -> list[int]:
 class First(Listwise):
     """The windows of `Listwise`, each ordered by a single next token: no text is generated."""
 
+    source: ClassVar[str] = "FIRST: Reddy et al., EMNLP 2024"
     prompt: Prompt = field(default_factory=lambda: load_prompt("first-identifier"))
 
     def __post_init__(self) -> None:

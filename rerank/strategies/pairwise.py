@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 from statistics import fmean
-from typing import Literal
+from typing import ClassVar, Literal
 
 from rerank.calls import Kind
 from rerank.errors import InputError, PromptError
@@ -43,9 +43,9 @@ one, None where it could not be read."""
 
 @dataclass(frozen=True, slots=True)
 class Pairwise:
-    """`allpair`: a passage's score is its wins and half its ties, over all others; n(n - 1) calls.
+    """By `algorithm`. `allpair`: a passage's score is its wins and half its ties, over all others; n(n - 1) calls.
     `heapsort`: the best k by a binary heap. `sliding`: the best k by k passes from the tail that swap
-    neighbours where the lower one wins. k is 10 unless given.
+    neighbours where the lower one wins. `k` is 10 unless given.
 
     `soft` lets allpair take probabilities in place of wins: (σ(a - b) + σ(a' - b')) / 2, with the labels'
     log-probabilities in both orders. `aggregate` is how allpair makes one order of all its preferences, by the
@@ -61,9 +61,10 @@ class Pairwise:
     the way is none to sort by; they first ask about up to 16 pairs of neighbours from the head of the list.
 
     A prompt that generates an order, or names the best, may take the place of one with labels; the passage that it
-    names first is preferred then.
+    names first is preferred then. `passage_tokens` cuts every passage to that many tokens.
     """
 
+    source: ClassVar[str] = "PRP: Qin et al., NAACL 2024"
     prompt: Prompt = field(default_factory=lambda: load_prompt("pairwise"))
     algorithm: Literal["allpair", "heapsort", "sliding"] = "heapsort"
     k: int | None = None

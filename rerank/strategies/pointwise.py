@@ -7,6 +7,7 @@ likely the query is given the passage (query likelihood, UPR). The prompt files 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from rerank.prompts import Prompt, load_prompt
 from rerank.strategies.base import Steps, by_score, check_passage_tokens, check_prompt
@@ -20,6 +21,7 @@ class Pointwise:
     `passage_tokens` cuts every passage to that many tokens; None leaves what the context holds.
     """
 
+    source: ClassVar[str] = "Liang et al. 2022; Zhuang et al., NAACL 2024; Sachan et al., EMNLP 2022"
     prompt: Prompt = field(default_factory=lambda: load_prompt("pointwise-yes-no"))
     passage_tokens: int | None = None
 

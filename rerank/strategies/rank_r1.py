@@ -7,6 +7,7 @@ The algorithm is setwise heapsort, with a wider heap; the thought and its answer
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from rerank.errors import PromptError
 from rerank.prompts import Prompt, load_prompt
@@ -22,6 +23,7 @@ class RankR1(Setwise):
     the best then, where the authors' code keeps the heap's node.
     """
 
+    source: ClassVar[str] = "Rank-R1: Zhuang et al. 2025"
     prompt: Prompt = field(default_factory=lambda: load_prompt("setwise-reasoning"))
     children: int = 19
 

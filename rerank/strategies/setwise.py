@@ -10,7 +10,7 @@ import random
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 from rerank.errors import InputError
 from rerank.prompts import Prompt, load_prompt
@@ -31,17 +31,20 @@ from rerank.types import Candidates
 
 @dataclass(frozen=True, slots=True)
 class Setwise:
-    """The best k by a heap whose nodes have `children`, or by k passes of a window of `children` + 1 from the tail.
+    """The best `k` by `algorithm`: a heap whose nodes have `children`, or k passes of a window of `children` + 1 from
+    the tail.
 
     2 children and k = 10 are the paper's; with more children there are fewer calls: 100 passages take at most
     151 with 2 and 25 with 19. With `votes` above 1 every question is asked that often, its passages shuffled each
-    time, and the majority counts; of equals, and where nothing could be read, the one that stood first.
-    `reason_tokens` bounds each thought of a prompt that has thoughts written (`setwise-reasoning`).
+    time by `seed`, and the majority counts; of equals, and where nothing could be read, the one that stood first.
+    `passage_tokens` cuts every passage to that many tokens, `reason_tokens` bounds each thought of a prompt that has
+    thoughts written (`setwise-reasoning`).
 
     With `stop_when_stable`, a number of passages, bubblesort is done after a pass that left so many at the head as they
     were. With 2 children or more that is a guess: a window puts its best at the head, and not the others in order.
     """
 
+    source: ClassVar[str] = "Zhuang et al., SIGIR 2024"
     prompt: Prompt = field(default_factory=lambda: load_prompt("setwise"))
     algorithm: Literal["heapsort", "bubblesort"] = "heapsort"
     children: int = 2

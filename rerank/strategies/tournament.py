@@ -10,6 +10,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
+from typing import ClassVar
 
 from rerank.errors import InputError
 from rerank.prompts import Prompt, load_prompt
@@ -61,8 +62,10 @@ class Tournament:
     The best of a group are the first of the order that the prompt gives: by the labels of one token, where the paper
     has them written; a prompt that says how many are wanted (`full-ranking`) comes closest to it. Where an answer
     cannot be read, the first stage's best of the group go on. A group of which all go on is not asked about.
+    `passage_tokens` cuts every passage to that many tokens.
     """
 
+    source: ClassVar[str] = "TourRank: Chen et al., WWW 2025"
     prompt: Prompt = field(default_factory=lambda: load_prompt("first-identifier"))
     rounds: int = 2
     group: int = 20
