@@ -90,6 +90,14 @@ class Score(_Spec):
     kind: Literal["score"]
 
 
+class Logit(_Spec):
+    """The logit of one label as it is, before any normalisation: of several passages it says more than a probability
+    among labels would, where the model was trained on it alone. Only the model itself can give it."""
+
+    kind: Literal["logit"]
+    label: str = Field(min_length=1)
+
+
 class Identifier(_Spec):
     """FIRST: the identifiers by descending logit of the single next token (Reddy et al., EMNLP 2024, 3.1).
 
@@ -165,7 +173,7 @@ class Text(_Spec):
 
 
 AnswerSpec = Annotated[
-    Binary | Graded | GradedEach | Likelihood | Score | Identifier | Permutation | Scores | Text,
+    Binary | Graded | GradedEach | Likelihood | Score | Logit | Identifier | Permutation | Scores | Text,
     Field(discriminator="kind"),
 ]
 

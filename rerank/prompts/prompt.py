@@ -21,8 +21,8 @@ from rerank.calls import (
     Kind,
     LabelCall,
     LikelihoodCall,
+    LogitCall,
     Message,
-    Role,
     ScoreCall,
     Span,
 )
@@ -36,6 +36,7 @@ from rerank.prompts.answers import (
     Identifier,
     Identifiers,
     Likelihood,
+    Logit,
     Permutation,
     Score,
     Scores,
@@ -45,33 +46,11 @@ from rerank.prompts.answers import (
     read_reasoning,
     read_scores,
 )
+from rerank.prompts.template import Each, Turn, fields, fill
 from rerank.types import Outcome, Outcomes, Passage, Query
 
 _FOLDER = Path(__file__).parent
 _FILE = re.compile(r"(.+)\.v(\d+)\.yaml")  # a file's name says the prompt's: to load one prompt, one file is read
-
-
-class _Turn(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-    role: Role
-    content: str
-
-
-class _Each(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-    each: tuple[_Turn, ...] = Field(min_length=1)
-
-
-def _fields(template: str) -> set[str]:
-    """The placeholders of a template; attribute access, indices and conversions are refused."""
-    names = set()
-    for _, name, spec, conversion in Formatter().parse(template):
-        if name is None:
-            continue
-        if not name.isidentifier() or spec or conversion:
-            raise ValueError(f"placeholder {{{name}}} is not a plain name; double the braces to write them")
-        names.add(name)
-    return names
 
 
 class Prompt(BaseModel):
@@ -82,21 +61,30 @@ class Prompt(BaseModel):
     version: int = Field(ge=1)
     source: str = Field(min_length=1)
     answer: AnswerSpec
-    messages: tuple[_Turn | _Each, ...] = Field(min_length=1)
+    messages: tuple[Turn | Each, ...] = ()
+    pieces: tuple[str, ...] = ()
+    special_tokens: bool = False
+    instruction: str | None = Field(default=None, min_length=1)
     each_passage: str | None = None
     prefix: str = ""
 
     @model_validator(mode="after")
     def _placeholders_fit(self) -> Prompt:
+        if bool(self.messages) == bool(self.pieces):
+            raise ValueError("a prompt has 'messages', for the model's chat template, or 'pieces', which go round it")
+        if self.pieces and (self.prefix or not all(self.pieces)):
+            raise ValueError("pieces are the whole prompt, the answer's beginning included, and none is empty")
+        if self.special_tokens and not self.pieces:
+            raise ValueError("special_tokens are for pieces; a chat template has its own")
         inner = {"label", "passage"}
-        outer, repeated = _fields(self.prefix), set[str]()
+        outer, repeated = set[str]().union(fields(self.prefix), *map(fields, self.pieces)), set[str]()
         for turn in self.messages:
-            if isinstance(turn, _Each):
-                repeated.update(*(_fields(t.content) for t in turn.each))
+            if isinstance(turn, Each):
+                repeated.update(*(fields(t.content) for t in turn.each))
             else:
-                outer |= _fields(turn.content)
+                outer |= fields(turn.content)
         if self.each_passage is not None:
-            repeated |= _fields(self.each_passage)
+            repeated |= fields(self.each_passage)
         if ("passages" in outer) != (self.each_passage is not None):
             raise ValueError("{passages} and 'each_passage' need one another")
         if self.shows == "one":
@@ -118,7 +106,9 @@ class Prompt(BaseModel):
                     "a listwise prompt repeats {label} and {passage}, and only these, for every passage; "
                     f"found {sorted(repeated)}"
                 )
-        if unknown := outer - allowed:
+        if (self.instruction is not None) != ("instruction" in outer):
+            raise ValueError("{instruction} and 'instruction', which it says unless another is given, need one another")
+        if unknown := outer - allowed - {"instruction"}:
             raise ValueError(f"unknown placeholders {sorted(unknown)}; allowed here: {sorted(allowed)}")
         if absent := needed - outer:
             raise ValueError(f"placeholders {sorted(absent)} are missing")
@@ -130,7 +120,10 @@ class Prompt(BaseModel):
     def identity(self) -> str:
         """What a run records: name, version, and a hash of the content."""
         # a field that came later is hashed where it is used only: what older runs recorded stays true
-        content = self.model_dump_json(exclude=None if self.least_first else {"answer": {"least_first"}})
+        unused = {name for name in ("pieces", "special_tokens", "instruction") if not getattr(self, name)}
+        content = self.model_dump_json(
+            exclude=dict.fromkeys(unused, True) | ({} if self.least_first else {"answer": {"least_first"}})
+        )
         return f"{self.name}@{self.version}#{hashlib.sha256(content.encode()).hexdigest()[:8]}"
 
     @property
@@ -148,6 +141,8 @@ class Prompt(BaseModel):
                 return Kind.GENERATE
             case Score():
                 return Kind.SCORE
+            case Logit():
+                return Kind.LOGIT
             case _:
                 return Kind.LABELS
 
@@ -202,8 +197,16 @@ class Prompt(BaseModel):
 
     @property
     def _says_top(self) -> bool:
-        turns = [turn for turn in self.messages if isinstance(turn, _Turn)]
-        return any("top" in _fields(text) for text in (self.prefix, *(turn.content for turn in turns)))
+        turns = [turn for turn in self.messages if isinstance(turn, Turn)]
+        return any("top" in fields(text) for text in (self.prefix, *self.pieces, *(turn.content for turn in turns)))
+
+    def instructed(self, instruction: str) -> Prompt:
+        """The same prompt with another instruction. Raises PromptError where it has no place for one."""
+        if self.instruction is None:
+            raise PromptError(f"prompt {self.name!r} takes no instruction: it has no {{instruction}}")
+        if not instruction.strip():
+            raise PromptError(f"the instruction of prompt {self.name!r} is empty; leave it out, or give it some text")
+        return self.model_copy(update={"instruction": instruction})
 
     def ask_each(self, query: Query, passages: Sequence[Passage], passage_tokens: int | None = None) -> list[Call]:
         """The calls that have each of these passages given a score: one for all, or one each, as `calls_each` says."""
@@ -240,24 +243,28 @@ class Prompt(BaseModel):
             "count": [Span(str(n))],
             "top": [Span(str(wanted))],
             "asked": [Span(labels[asked or 0])],
+            "instruction": [Span(self.instruction or "")],
         }
         items = [
             {"label": [Span(label)], "passage": [Span(passage.full_text, passage=True)]}
             for label, passage in zip(labels, passages, strict=True)
         ]
         if self.each_passage is not None:
-            common["passages"] = [span for item in items for span in _fill(self.each_passage, item)]
+            common["passages"] = [span for item in items for span in fill(self.each_passage, item)]
         if self.shows == "one":
             common["passage"] = items[0]["passage"]
         messages: list[Message] = []
         for turn in self.messages:
-            if isinstance(turn, _Each):
-                messages += [Message(t.role, _fill(t.content, item)) for item in items for t in turn.each]
+            if isinstance(turn, Each):
+                messages += [Message(t.role, fill(t.content, item)) for item in items for t in turn.each]
             else:
-                messages.append(Message(turn.role, _fill(turn.content, common)))
-        prefix = "".join(span.text for span in _fill(self.prefix, common))
+                messages.append(Message(turn.role, fill(turn.content, common)))
+        messages += [Message("user", fill(piece, common)) for piece in self.pieces]
+        prefix = "".join(span.text for span in fill(self.prefix, common))
         about = (asked or 0) if isinstance(self.answer, GradedEach) else None
-        dialogue = Dialogue(tuple(messages), prefix, query, tuple(passages), passage_tokens, about, self.least_first)
+        form = None if not self.pieces else "special" if self.special_tokens else "bare"
+        shown = tuple(passages)
+        dialogue = Dialogue(tuple(messages), prefix, query, shown, passage_tokens, about, self.least_first, form)
         match self.answer:
             case Binary() | Graded() | GradedEach():
                 return LabelCall(dialogue, self.answer.labels)
@@ -273,6 +280,8 @@ class Prompt(BaseModel):
                 return GenerateCall(dialogue, bound, self.answer.stop, constraint)
             case Score():
                 return ScoreCall(dialogue)
+            case Logit():
+                return LogitCall(dialogue, self.answer.label)
             case Text():
                 return GenerateCall(dialogue, self.answer.max_tokens, self.answer.stop)
 
@@ -282,9 +291,9 @@ class Prompt(BaseModel):
             case Binary() | Graded() | GradedEach() | Likelihood() if answer.logprobs:
                 score = self.answer.score(answer.logprobs)
                 return score, _read_labels(answer) if math.isfinite(score) else Outcomes.of(Outcome.FAILED)
-            case Score() if answer.score is not None and math.isfinite(answer.score):
+            case Score() | Logit() if answer.score is not None and math.isfinite(answer.score):
                 return answer.score, Outcomes.of(Outcome.CLEAN)
-            case Binary() | Graded() | GradedEach() | Likelihood() | Score():
+            case Binary() | Graded() | GradedEach() | Likelihood() | Score() | Logit():
                 return math.nan, Outcomes.of(Outcome.FAILED)
         raise PromptError(f"prompt {self.name!r} shows several passages; it does not score one")
 
@@ -346,17 +355,6 @@ def _read_labels(answer: Answer) -> Outcomes:
     """Clean, or repaired where bounds stand in for what the engine did not say."""
     outcome = Outcome.REPAIRED if answer.missing else Outcome.CLEAN
     return Outcomes.of(outcome, missing=answer.missing)
-
-
-def _fill(template: str, values: dict[str, list[Span]]) -> tuple[Span, ...]:
-    """The template with its placeholders filled; a filled text is never parsed again."""
-    spans: list[Span] = []
-    for literal, name, _, _ in Formatter().parse(template):
-        if literal:
-            spans.append(Span(literal))
-        if name is not None:
-            spans += values[name]
-    return tuple(spans)
 
 
 def list_prompts() -> list[Prompt]:

@@ -73,7 +73,8 @@ def check_prompt(strategy: str, prompt: Prompt, shows: Literal["one", "many"], *
 
     if fits(prompt):
         return
-    fitting = sorted({found.name for found in list_prompts() if fits(found)})
+    # pieces are some one model's own form
+    fitting = sorted({found.name for found in list_prompts() if fits(found) and not found.pieces})
     if not prompt.ranks:
         raise PromptError(
             f"prompt {prompt.name!r} has a text written and orders no passages; prompts that fit strategy "
