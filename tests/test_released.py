@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from command import Cli
-from released import MISTRAL, ZEPHYR, loaded, save_byte_level, save_model, save_t5_tokenizer
+from released import MISTRAL, SIZES, ZEPHYR, loaded, save_byte_level, save_model, save_t5_tokenizer
 
 import rerank
 from rerank import ScriptedBackbone
@@ -377,6 +377,24 @@ def test_first_mistral_orders_by_the_letter_after_the_bracket(tmp_path: Path) ->
     letters = [tokens_of(folder, letter)[0] for letter in "AB"]
     expected = dict(zip(("d0", "d1"), logits[letters].log_softmax(-1).tolist(), strict=True))
     assert {hit.passage.doc_id: hit.score for hit in ranking} == pytest.approx(expected, abs=1e-4)
+
+
+def test_a_cross_encoders_name_brings_its_engine(tmp_path: Path) -> None:
+    from sentence_transformers import CrossEncoder
+    from transformers import BertConfig, BertForSequenceClassification
+
+    folder = tmp_path / "ms-marco-MiniLM-L6-v2"
+    size = save_byte_level(folder, ("[PAD]", "[CLS]", "[SEP]"))
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        config = BertConfig(vocab_size=size, num_labels=1, initializer_range=0.5, pad_token_id=0, **SIZES)
+        BertForSequenceClassification(config).save_pretrained(folder)
+    ranking = load(folder).rank(QUERY, passages(*TEXTS))
+    model = CrossEncoder(str(folder), device="cpu", activation_fn=torch.nn.Identity())
+    expected = {f"d{i}": float(model.predict([(QUERY, text)])[0]) for i, text in enumerate(TEXTS)}
+    assert {hit.passage.doc_id: hit.score for hit in ranking} == pytest.approx(expected, abs=1e-4)
+    assert max(expected.values()) - min(expected.values()) > 0.05
+    assert load(folder, backbone="cross-encoder").rank(QUERY, passages(*TEXTS)).doc_ids == ranking.doc_ids
 
 
 def test_a_logit_is_no_probability_among_labels(folders: dict[str, Path]) -> None:

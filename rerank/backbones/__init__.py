@@ -68,7 +68,7 @@ BACKBONES: Mapping[str, Engine] = MappingProxyType(
             "encoder_decoder:EncoderDecoderBackbone",
             frozenset({Kind.LABELS, Kind.LIKELIHOOD, Kind.LOGIT}),
             ("torch", "transformers"),
-            "llm",
+            "encoder-decoder",
             "a model that reads the prompt with an encoder and answers with a decoder, as T5 does, in this process",
         ),
         "bi-encoder": Engine(

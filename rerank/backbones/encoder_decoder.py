@@ -187,9 +187,14 @@ def _load(
     try:
         if not AutoConfig.from_pretrained(name, **at).is_encoder_decoder:
             raise CapabilityError(f"{name} has no encoder and decoder; ask it by backbone='transformers'")
-        model = load(name, dtype=dtype, use_safetensors=True, **at).to(device).eval()  # type: ignore[arg-type]
-        return model, AutoTokenizer.from_pretrained(name, **at)
+        tokenizer = AutoTokenizer.from_pretrained(name, **at)
+        return load(name, dtype=dtype, use_safetensors=True, **at).to(device).eval(), tokenizer
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
+        if "tiktoken" in str(error):  # which transformers tries last of what could read a spiece.model
+            raise BackboneError(
+                f"the tokenizer of {name} is a SentencePiece file, and sentencepiece, which reads it, is missing: "
+                "pip install 'rerank-llm[encoder-decoder]'"
+            ) from error
         if "safetensors" in str(error):
             raise BackboneError(
                 f"{name} has no safetensors, and nothing else is read, since unpickling a .bin runs what is in it. The "

@@ -91,8 +91,8 @@ class Score(_Spec):
 
 
 class Logit(_Spec):
-    """The logit of one label as it is, before any normalisation: of several passages it says more than a probability
-    among labels would, where the model was trained on it alone. Only the model itself can give it."""
+    """The logit of one label as it is, before any normalisation, where that is what the model was trained to score
+    with. Only the model itself gives it; servers tell log-probabilities."""
 
     kind: Literal["logit"]
     label: str = Field(min_length=1)

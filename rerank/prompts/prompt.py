@@ -262,7 +262,7 @@ class Prompt(BaseModel):
         messages += [Message("user", fill(piece, common)) for piece in self.pieces]
         prefix = "".join(span.text for span in fill(self.prefix, common))
         about = (asked or 0) if isinstance(self.answer, GradedEach) else None
-        form = None if not self.pieces else "special" if self.special_tokens else "bare"
+        form: Literal["bare", "special"] | None = "special" if self.special_tokens else "bare" if self.pieces else None
         shown = tuple(passages)
         dialogue = Dialogue(tuple(messages), prefix, query, shown, passage_tokens, about, self.least_first, form)
         match self.answer:

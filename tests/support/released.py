@@ -58,7 +58,7 @@ def save_t5_tokenizer(folder: Path) -> int:
     from transformers import T5Tokenizer
 
     letters = sorted(set(string.printable) - set(string.whitespace))
-    words = ["▁true", "▁false", "▁Query", "▁Document", "▁Relevant", "▁Yes", "▁No"]
+    words = ["▁true", "▁false", "▁Query", "▁Document", "▁Relevant", "▁Yes", "▁No", *(f"▁{c}" for c in "ABCDEFG")]
     specials = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0)]
     tokenizer = T5Tokenizer(vocab=[*specials, *((c, -5.0) for c in letters), *((w, -3.0) for w in words)], extra_ids=4)
     tokenizer.save_pretrained(folder)
