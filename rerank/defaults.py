@@ -53,18 +53,18 @@ def resolve(asked: Asked) -> Asked:
 
 def _own_form(strategy: str, model: str | None, backbone: str | Backbone) -> Released | None:
     """The row of a released reranker that is asked by the strategy, and by an engine, that its form is for."""
-    row = released(model if isinstance(backbone, str) else backbone.name)
+    name = model if isinstance(backbone, str) else backbone.name
+    row = released(name)
     if row is None or row.prompt is None:
         return None
     needs = load_prompt(row.prompt).needs
     if not (backbone in row.engines if isinstance(backbone, str) else needs in backbone.kinds):
         return None
     if strategy == row.strategy:
+        _log.info("%s is asked in its own form: strategy %s, prompt %s", name, strategy, row.prompt)
         return row
     if strategy in STRATEGIES:
-        _log.warning(
-            "%s was made for strategy %r; %r asks it as it asks any model", row.names[0], row.strategy, strategy
-        )
+        _log.warning("%s was made for strategy %r; %r asks it as it asks any model", name, row.strategy, strategy)
     return None
 
 
@@ -107,7 +107,6 @@ def settle(
             given = {name: value for name, value in purpose.options.items() if name in takes} | given
     if prompt is None and (row := _own_form(strategy, model, backbone)) is not None and row.prompt is not None:
         prompt, given = load_prompt(row.prompt), {**row.options, **given}
-        _log.info("%s is asked in its own form: strategy %s, prompt %s", row.names[0], strategy, row.prompt)
     prompt = fixed if prompt is None else prompt
     made = load_strategy(strategy, prompt=prompt, **given)
     if instruction is not None:

@@ -114,7 +114,7 @@ def test_a_name_brings_its_form(caplog: pytest.LogCaptureFixture) -> None:
             assert adapter is None
             assert resolve(Asked(name, None, "transformers", {})) == asked  # the name alone says the strategy
     own = [record.getMessage() for record in caplog.records]
-    assert "Qwen/Qwen3-Reranker-0.6B is asked in its own form: strategy pointwise, prompt qwen3-reranker@1" in own
+    assert "Qwen/Qwen3-Reranker-8B is asked in its own form: strategy pointwise, prompt qwen3-reranker@1" in own
     assert len(own) == sum(len(row.names) for row in RELEASED if row.prompt)
 
 

@@ -165,7 +165,11 @@ class Encoder:
         """The tokens that the tokenizer itself puts before a text and after it."""
         bare = self.continuation("a")
         whole = tuple(self.tokenizer.encode("a", add_special_tokens=True, verbose=False))
-        start = next(i for i in range(len(whole)) if whole[i : i + len(bare)] == bare)
+        start = next((i for i in range(len(whole)) if whole[i : i + len(bare)] == bare), None)
+        if start is None:
+            raise CapabilityError(
+                f"the tokenizer of {self._model} puts no tokens of its own around a text, but into it"
+            )
         return whole[:start], whole[start + len(bare) :]
 
     def _template(self, messages: list[dict[str, str]]) -> str:
