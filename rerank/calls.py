@@ -24,6 +24,7 @@ class Kind(StrEnum):
     LIKELIHOOD = "likelihood"
     GENERATE = "generate"
     SCORE = "score"
+    LOGIT = "logit"
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +69,9 @@ class Message:
 class Dialogue:
     """Chat messages and the first words of the assistant's answer.
 
+    With `pieces` the messages are no turns of a chat but the pieces of the prompt as it is: no template is put around
+    them, each is tokenised by itself, and so are the labels; "special" has the tokenizer's own first and last tokens
+    around them all, "bare" has none. Pieces of the prompt's may hold control tokens; passages are cleared of them.
     `passage_tokens` is the most that any one passage may take, None for what the context allows. `asked` is the
     position of the one passage that is asked about, where several are shown. `least_first` says that the least
     relevant passage is asked for first; like `query` it is there for scripted backbones.
@@ -80,6 +84,7 @@ class Dialogue:
     passage_tokens: int | None = None
     asked: int | None = None
     least_first: bool = False
+    pieces: Literal["bare", "special"] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,14 +127,23 @@ class ScoreCall:
     kind: Literal[Kind.SCORE] = Kind.SCORE
 
 
-Call = LabelCall | LikelihoodCall | GenerateCall | ScoreCall
+@dataclass(frozen=True, slots=True)
+class LogitCall:
+    """What is the logit of this label as the next token?"""
+
+    dialogue: Dialogue
+    label: str
+    kind: Literal[Kind.LOGIT] = Kind.LOGIT
+
+
+Call = LabelCall | LikelihoodCall | GenerateCall | ScoreCall | LogitCall
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
     """`logprobs`: one per label, normalised over the labels asked for (the only form that every engine
-    gives alike), or one per token of the continuation, in nats. `score`: the answer to a score call. `text`: what
-    was generated, without the answer prefix and the stop; `truncated` says that it ran into `max_tokens`. `cut`:
+    gives alike), or one per token of the continuation, in nats. `score`: the answer to a score or logit call. `text`:
+    what was generated, without the answer prefix and the stop; `truncated` says that it ran into `max_tokens`. `cut`:
     how many passages were shortened. `missing`: for how many labels the engine gave no log-probability; theirs
     are upper bounds then. An engine that gave none for any label answers without `logprobs`.
     """

@@ -17,7 +17,7 @@ from typing import Literal, Self
 
 from rerank.backbones import load_backbone
 from rerank.backbones.base import Backbone
-from rerank.defaults import settle
+from rerank.defaults import DEFAULT_BACKBONE, Asked, resolve, settle
 from rerank.errors import InputError
 from rerank.jobs import Progress
 from rerank.prompts import Prompt
@@ -226,7 +226,7 @@ def load(
     model: str | None = None,
     adapter: str | None = None,
     prompt: str | Prompt | None = None,
-    backbone: str | Backbone = "transformers",
+    backbone: str | Backbone = DEFAULT_BACKBONE,
     device: str | None = None,
     dtype: str | None = None,
     backbone_options: Mapping[str, object] | None = None,
@@ -234,23 +234,28 @@ def load(
     on_progress: Callable[[Progress], None] | None = None,
     **options: object,
 ) -> Reranker:
-    """A ranker by the name of its strategy.
+    """A ranker by the name of its strategy, or of a released reranker (`rerank ls models`).
 
     `model` is a hub name or a directory; None is the embedded model. `adapter` is a LoRA adapter: one that ships, a
     directory or a hub name; None is the one that ships for the strategy on the embedded model, "none" is none. `prompt`
     is a name, `name@version` or a YAML file; None is the adapter's, else the strategy's own. `backbone` is
     an engine's name (`rerank ls backbones`), or a backbone to share with other rankers; `backbone_options` are
-    what that engine can be told beside these. `strict` refuses passages that would be cut
-    or neutralised. Further options are the strategy's (`rerank ls strategies`).
+    what that engine can be told beside these. A released reranker brings its own prompt and
+    engine where none is given. `strict` refuses passages that would be cut or neutralised. Further options are the
+    strategy's (`rerank ls strategies`), and `instruction`, for a prompt that has one.
     """
-    made, adapter = settle(strategy, model=model, adapter=adapter, prompt=prompt, backbone=backbone, options=options)
+    asked = resolve(Asked(strategy, model, backbone, backbone_options or {}))
+    model = asked.model
+    made, adapter = settle(
+        asked.strategy, model=model, adapter=adapter, prompt=prompt, backbone=asked.backbone, options=options
+    )
     engine = load_backbone(
-        backbone,
+        asked.backbone,
         needs=made.prompt.needs,
         model=model,
         adapter=adapter,
         device=device,
         dtype=dtype,
-        options=backbone_options,
+        options=asked.engine_options,
     )
     return Reranker(made, engine, strict=strict, on_progress=on_progress)

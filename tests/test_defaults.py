@@ -80,6 +80,17 @@ def test_an_adapter_of_ones_own_brings_its_prompt_and_options(adapter: Path) -> 
     assert strategy == Pointwise(load_prompt("pointwise-graded"), passage_tokens=9)
 
 
+def test_an_adapter_goes_before_the_form_of_a_released_model(adapter: Path) -> None:
+    """It was trained in the form that it names; one that does not say has the model's own."""
+    model = "mixedbread-ai/mxbai-rerank-base-v2"
+    Purpose(model, "pointwise", "pointwise-graded@1", {"passage_tokens": 9}).write(adapter)
+    assert settle("pointwise", model=model, adapter=str(adapter))[0] == Pointwise(load_prompt("pointwise-graded"), 9)
+    (adapter / "rerank.json").unlink()
+    made, given = settle("pointwise", model=model, adapter=str(adapter))
+    assert (made, given) == (Pointwise(load_prompt("mxbai-rerank-v2")), str(adapter))
+    assert settle("pointwise", model=model, adapter=NONE)[0] == made
+
+
 def test_an_adapter_of_another_strategy_brings_nothing(adapter: Path) -> None:
     Purpose("m", "first", "first-identifier@1", {"passage_tokens": 9}).write(adapter)
     assert settle("pointwise", adapter=str(adapter)) == (Pointwise(), str(adapter))

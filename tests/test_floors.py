@@ -11,7 +11,7 @@ import rerank
 
 ROOT = Path(rerank.__file__).parent
 FLOORS = {
-    "errors": 0, "options": 1, "types": 0, "calls": 0,
+    "errors": 0, "options": 1, "types": 0, "calls": 0, "released": 0,
     "losses": 1, "eval": 1, "data": 1,
     "adapters": 1, "prompts": 2, "strategies": 3, "backbones": 3,
     "defaults": 4, "jobs": 4, "continuous": 4, "scheduler": 4, "reranker": 5, "fusion": 6, "runs": 6,

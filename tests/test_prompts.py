@@ -176,6 +176,14 @@ source: test
 answer: {kind: binary, positive: "Yes", negative: "No"}
 messages: [{role: user, content: "{query} {passage}"}]
 """
+PIECES = """
+name: mine
+version: 1
+source: test
+answer: {kind: binary, positive: "yes", negative: "no"}
+pieces: ["{instruction} {query} {passage}", "<|im_end|>"]
+instruction: find it
+"""
 LIST = """
 name: mine
 version: 1
@@ -198,6 +206,22 @@ def test_a_prompt_file_of_the_users(tmp_path: Path) -> None:
     assert call.max_tokens == 8
 
 
+def test_a_prompt_of_the_users_in_pieces(tmp_path: Path) -> None:
+    """Each by itself, whatever the chat template is; a filled text is not parsed again."""
+    path = tmp_path / "mine.yaml"
+    path.write_text(PIECES)
+    call = load_prompt(path).ask(Query("{passage}"), [Passage("some {query}", "a")])
+    assert text_of(call) == "find it {passage} some {query}\n<|im_end|>"
+    tokenizer = byte_level()
+    encoder = Encoder(tokenizer, 512, "m")
+    ids, tail, cut = encoder.encode(call.dialogue, 1)
+    apart = [tokenizer.encode(piece, add_special_tokens=False) for piece in text_of(call).split("\n")]
+    assert (list(ids), tail, cut) == (apart[0] + apart[1], "", 0)
+    assert load_prompt(path).instructed("other").ask(Query("q"), PASSAGES[:1]).dialogue.messages[0].spans[0].text == (
+        "other"
+    )
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
@@ -216,6 +240,15 @@ def test_a_prompt_file_of_the_users(tmp_path: Path) -> None:
         (GOOD.replace("user", "human"), "role"),
         (LIST.replace("{label}", "x"), "repeats {label} and {passage}"),
         (LIST.replace("{query}", ""), "placeholders ['query'] are missing"),
+        (PIECES + "prefix: x\n", "pieces are the whole prompt"),
+        (PIECES.replace('"<|im_end|>"', '""'), "none is empty"),
+        (PIECES + 'messages: [{role: user, content: "{query}"}]\n', "a prompt has 'messages', for the model's chat"),
+        (GOOD.partition("messages")[0], "a prompt has 'messages', for the model's chat"),
+        (PIECES.replace("instruction: find it\n", ""), "need one another"),
+        (PIECES.replace("{instruction}", ""), "need one another"),
+        (PIECES.replace("{passage}", "{pasage}"), "unknown placeholders ['pasage']"),
+        (PIECES.replace("{query}", ""), "placeholders ['query'] are missing"),
+        (GOOD + "special_tokens: true\n", "special_tokens are for pieces"),
         ("- a list", "must be a mapping"),
         ("a: [", "not YAML"),
         ("!!python/object/apply:os.system ['true']", "not YAML"),

@@ -12,7 +12,7 @@ from rerank.calls import Answer, GenerateCall
 from rerank.errors import PromptError
 from rerank.prompts import load_prompt
 from rerank.prompts.answers import Identifiers, read_identifier
-from rerank.prompts.prompt import Order
+from rerank.prompts.read import Order
 from rerank.prompts.thoughts import read_said
 from rerank.training.objectives import check_prompt
 from rerank.types import Outcomes, Passage, Query

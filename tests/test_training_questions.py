@@ -72,7 +72,7 @@ def asked(backbone: TransformersBackbone, strategy: str, prompt: str | None = No
     return listener.heard
 
 
-@pytest.mark.parametrize("prompt", [None, "pointwise-graded", "pointwise-query-likelihood"])
+@pytest.mark.parametrize("prompt", [None, "pointwise-graded", "pointwise-query-likelihood", "mxbai-rerank-v2"])
 def test_pointwise(backbone: TransformersBackbone, prompt: str | None) -> None:
     (question,) = questions(backbone, "pointwise", prompt)
     items = {item.call.dialogue.passages[0].doc_id: item for item in asked(backbone, "pointwise", prompt)}

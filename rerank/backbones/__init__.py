@@ -51,7 +51,7 @@ BACKBONES: Mapping[str, Engine] = MappingProxyType(
     {
         "transformers": Engine(
             "transformers_:TransformersBackbone",
-            frozenset({Kind.LABELS, Kind.LIKELIHOOD, Kind.GENERATE}),
+            frozenset({Kind.LABELS, Kind.LIKELIHOOD, Kind.GENERATE, Kind.LOGIT}),
             ("torch", "transformers", "peft"),
             "llm",
             "a causal language model in this process, on CPU, CUDA or MPS",
@@ -63,6 +63,13 @@ BACKBONES: Mapping[str, Engine] = MappingProxyType(
             "cross-encoder",
             "a model whose own head scores a pair, through sentence-transformers",
             prompt="pointwise-pair",
+        ),
+        "encoder-decoder": Engine(
+            "encoder_decoder:EncoderDecoderBackbone",
+            frozenset({Kind.LABELS, Kind.LIKELIHOOD, Kind.LOGIT}),
+            ("torch", "transformers"),
+            "encoder-decoder",
+            "a model that reads the prompt with an encoder and answers with a decoder, as T5 does, in this process",
         ),
         "bi-encoder": Engine(
             "bi_encoder:BiEncoderBackbone",

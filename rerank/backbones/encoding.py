@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from rerank.backbones.base import Prepared
-from rerank.calls import Call, Dialogue, GenerateCall, LabelCall, LikelihoodCall
+from rerank.calls import Call, Dialogue, GenerateCall, LabelCall, LikelihoodCall, LogitCall
 from rerank.errors import CapabilityError, ContextError, LabelError
 
 if TYPE_CHECKING:
@@ -43,8 +43,9 @@ class Encoder:
         return tuple(self.tokenizer.encode(text, add_special_tokens=False, verbose=False))
 
     def encode(self, dialogue: Dialogue, reserve: int) -> tuple[tuple[int, ...], str, int]:
-        """The prompt's ids, the end of its text, and how many passages were shortened to leave `reserve`
-        tokens of the context free. Raises ContextError when there is no room even for a token of each."""
+        """The prompt's ids, the end of its text ("" for pieces: nothing melts into the last), and how many passages
+        were shortened to leave `reserve` tokens of the context free. Raises ContextError when there is no room even for
+        a token of each."""
         texts = [span.text for message in dialogue.messages for span in message.spans if span.passage]
         if dialogue.passage_tokens is not None:
             texts = [self.cut(text, dialogue.passage_tokens) for text in texts]
@@ -79,10 +80,11 @@ class Encoder:
             targets = self.continuation(call.continuation)
             ids, _, cut = self.encode(call.dialogue, len(targets))
             return Prepared(call, ids, len(ids) + len(targets), cut, targets)
-        if not isinstance(call, LabelCall):
+        if not isinstance(call, LabelCall | LogitCall):
             raise CapabilityError(f"{self._model} has no head that scores a pair")
+        labels = call.labels if isinstance(call, LabelCall) else (call.label,)
         ids, tail, cut = self.encode(call.dialogue, 1)
-        return Prepared(call, ids, len(ids), cut, self.label_ids(tail, call.labels))
+        return Prepared(call, ids, len(ids), cut, self.label_ids(tail, labels))
 
     def written(self, tail: str, pieces: Sequence[tuple[str, int]]) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """An answer that should follow `tail`, given in pieces, each with a mark: its tokens, and for each token the
@@ -151,8 +153,24 @@ class Encoder:
             {"role": message.role, "content": "".join(next(fill) if s.passage else s.text for s in message.spans)}
             for message in dialogue.messages
         ]
+        if dialogue.pieces is not None:
+            inner = [token for message in messages for token in self.continuation(message["content"])]
+            first, last = self._around if dialogue.pieces == "special" else ((), ())
+            return "", [*first, *inner, *last]
         text = self._template(messages) + dialogue.prefix
         return text, self.ids(text)
+
+    @functools.cached_property
+    def _around(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """The tokens that the tokenizer itself puts before a text and after it."""
+        bare = self.continuation("a")
+        whole = tuple(self.tokenizer.encode("a", add_special_tokens=True, verbose=False))
+        start = next((i for i in range(len(whole)) if whole[i : i + len(bare)] == bare), None)
+        if start is None:
+            raise CapabilityError(
+                f"the tokenizer of {self._model} puts no tokens of its own around a text, but into it"
+            )
+        return whole[:start], whole[start + len(bare) :]
 
     def _template(self, messages: list[dict[str, str]]) -> str:
         if self.tokenizer.chat_template is None:

@@ -163,6 +163,11 @@ class Chat:
         else:
             raise CapabilityError(f"{self.model} answers no {call.kind!s} calls through chat")
         dialogue = call.dialogue
+        if dialogue.pieces is not None:
+            raise CapabilityError(
+                "the prompt is the model's own form, and the server would put a chat template around it; give "
+                "tokenizer=..., or a prompt for chats"
+            )
         if dialogue.passage_tokens is not None:
             raise CapabilityError("passage_tokens needs the model's tokenizer to count them; give tokenizer=...")
         if dialogue.prefix and not self.vllm:

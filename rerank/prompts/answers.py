@@ -90,6 +90,14 @@ class Score(_Spec):
     kind: Literal["score"]
 
 
+class Logit(_Spec):
+    """The logit of one label as it is, before any normalisation, where that is what the model was trained to score
+    with. Only the model itself gives it; servers tell log-probabilities."""
+
+    kind: Literal["logit"]
+    label: str = Field(min_length=1)
+
+
 class Identifier(_Spec):
     """FIRST: the identifiers by descending logit of the single next token (Reddy et al., EMNLP 2024, 3.1).
 
@@ -200,7 +208,17 @@ class Text(_Spec):
 
 
 AnswerSpec = Annotated[
-    Binary | Graded | GradedEach | Likelihood | Score | Identifier | Permutation | ReasonedIdentifier | Scores | Text,
+    Binary
+    | Graded
+    | GradedEach
+    | Likelihood
+    | Score
+    | Logit
+    | Identifier
+    | Permutation
+    | ReasonedIdentifier
+    | Scores
+    | Text,
     Field(discriminator="kind"),
 ]
 

@@ -8,7 +8,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 from string import Formatter
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -21,8 +21,8 @@ from rerank.calls import (
     Kind,
     LabelCall,
     LikelihoodCall,
+    LogitCall,
     Message,
-    Role,
     ScoreCall,
     Span,
 )
@@ -36,6 +36,7 @@ from rerank.prompts.answers import (
     Identifier,
     Identifiers,
     Likelihood,
+    Logit,
     Permutation,
     ReasonedIdentifier,
     Score,
@@ -46,23 +47,13 @@ from rerank.prompts.answers import (
     read_reasoning,
     read_scores,
 )
-from rerank.prompts.template import fields, fill
+from rerank.prompts.read import Order, Scored, read_labels
+from rerank.prompts.template import Each, Turn, fields, fill
 from rerank.prompts.thoughts import read_said
 from rerank.types import Outcome, Outcomes, Passage, Query
 
 _FOLDER = Path(__file__).parent
 _FILE = re.compile(r"(.+)\.v(\d+)\.yaml")  # a file's name says the prompt's: to load one prompt, one file is read
-
-
-class _Turn(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-    role: Role
-    content: str
-
-
-class _Each(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-    each: tuple[_Turn, ...] = Field(min_length=1)
 
 
 class Prompt(BaseModel):
@@ -73,16 +64,25 @@ class Prompt(BaseModel):
     version: int = Field(ge=1)
     source: str = Field(min_length=1)
     answer: AnswerSpec
-    messages: tuple[_Turn | _Each, ...] = Field(min_length=1)
+    messages: tuple[Turn | Each, ...] = ()
+    pieces: tuple[str, ...] = ()
+    special_tokens: bool = False
+    instruction: str | None = Field(default=None, min_length=1)
     each_passage: str | None = None
     prefix: str = ""
 
     @model_validator(mode="after")
     def _placeholders_fit(self) -> Prompt:
+        if bool(self.messages) == bool(self.pieces):
+            raise ValueError("a prompt has 'messages', for the model's chat template, or 'pieces', which go round it")
+        if self.pieces and (self.prefix or not all(self.pieces)):
+            raise ValueError("pieces are the whole prompt, the answer's beginning included, and none is empty")
+        if self.special_tokens and not self.pieces:
+            raise ValueError("special_tokens are for pieces; a chat template has its own")
         inner = {"label", "passage"}
-        outer, repeated = fields(self.prefix), set[str]()
+        outer, repeated = set[str]().union(fields(self.prefix), *map(fields, self.pieces)), set[str]()
         for turn in self.messages:
-            if isinstance(turn, _Each):
+            if isinstance(turn, Each):
                 repeated.update(*(fields(t.content) for t in turn.each))
             else:
                 outer |= fields(turn.content)
@@ -109,7 +109,9 @@ class Prompt(BaseModel):
                     "a listwise prompt repeats {label} and {passage}, and only these, for every passage; "
                     f"found {sorted(repeated)}"
                 )
-        if unknown := outer - allowed:
+        if (self.instruction is not None) != ("instruction" in outer):
+            raise ValueError("{instruction} and 'instruction', which it says unless another is given, need one another")
+        if unknown := outer - allowed - {"instruction"}:
             raise ValueError(f"unknown placeholders {sorted(unknown)}; allowed here: {sorted(allowed)}")
         if absent := needed - outer:
             raise ValueError(f"placeholders {sorted(absent)} are missing")
@@ -122,8 +124,9 @@ class Prompt(BaseModel):
         """What a run records: name, version, and a hash of the content."""
         # fields that came later are hashed where they are used only: what older runs recorded stays true
         later = {"least_first", "reason_tokens"} if isinstance(self.answer, Identifier | Permutation) else set()
-        unused = {name for name in later if not getattr(self.answer, name, None)}
-        content = self.model_dump_json(exclude={"answer": unused})
+        answer = {name for name in later if not getattr(self.answer, name, None)}
+        own = {name for name in ("pieces", "special_tokens", "instruction") if not getattr(self, name)}
+        content = self.model_dump_json(exclude=dict.fromkeys(own, True) | {"answer": answer})
         return f"{self.name}@{self.version}#{hashlib.sha256(content.encode()).hexdigest()[:8]}"
 
     @property
@@ -141,6 +144,8 @@ class Prompt(BaseModel):
                 return Kind.GENERATE
             case Score():
                 return Kind.SCORE
+            case Logit():
+                return Kind.LOGIT
             case _:
                 return Kind.LABELS
 
@@ -205,8 +210,16 @@ class Prompt(BaseModel):
 
     @property
     def _says_top(self) -> bool:
-        turns = [turn for turn in self.messages if isinstance(turn, _Turn)]
-        return any("top" in fields(text) for text in (self.prefix, *(turn.content for turn in turns)))
+        turns = [turn for turn in self.messages if isinstance(turn, Turn)]
+        return any("top" in fields(text) for text in (self.prefix, *self.pieces, *(turn.content for turn in turns)))
+
+    def instructed(self, instruction: str) -> Prompt:
+        """The same prompt with another instruction. Raises PromptError where it has no place for one."""
+        if self.instruction is None:
+            raise PromptError(f"prompt {self.name!r} takes no instruction: it has no {{instruction}}")
+        if not instruction.strip():
+            raise PromptError(f"the instruction of prompt {self.name!r} is empty; leave it out, or give it some text")
+        return self.model_copy(update={"instruction": instruction})
 
     def ask_each(self, query: Query, passages: Sequence[Passage], passage_tokens: int | None = None) -> list[Call]:
         """The calls that have each of these passages given a score: one for all, or one each, as `calls_each` says."""
@@ -243,6 +256,7 @@ class Prompt(BaseModel):
             "count": [Span(str(n))],
             "top": [Span(str(wanted))],
             "asked": [Span(labels[asked or 0])],
+            "instruction": [Span(self.instruction or "")],
         }
         items = [
             {"label": [Span(label)], "passage": [Span(passage.full_text, passage=True)]}
@@ -254,13 +268,16 @@ class Prompt(BaseModel):
             common["passage"] = items[0]["passage"]
         messages: list[Message] = []
         for turn in self.messages:
-            if isinstance(turn, _Each):
+            if isinstance(turn, Each):
                 messages += [Message(t.role, fill(t.content, item)) for item in items for t in turn.each]
             else:
                 messages.append(Message(turn.role, fill(turn.content, common)))
+        messages += [Message("user", fill(piece, common)) for piece in self.pieces]
         prefix = "".join(span.text for span in fill(self.prefix, common))
         about = (asked or 0) if isinstance(self.answer, GradedEach) else None
-        dialogue = Dialogue(tuple(messages), prefix, query, tuple(passages), passage_tokens, about, self.least_first)
+        form: Literal["bare", "special"] | None = "special" if self.special_tokens else "bare" if self.pieces else None
+        shown = tuple(passages)
+        dialogue = Dialogue(tuple(messages), prefix, query, shown, passage_tokens, about, self.least_first, form)
         match self.answer:
             case Binary() | Graded() | GradedEach():
                 return LabelCall(dialogue, self.answer.labels)
@@ -278,6 +295,8 @@ class Prompt(BaseModel):
                 return GenerateCall(dialogue, bound, self.answer.stop, constraint)
             case Score():
                 return ScoreCall(dialogue)
+            case Logit():
+                return LogitCall(dialogue, self.answer.label)
             case Text():
                 return GenerateCall(dialogue, self.answer.max_tokens, self.answer.stop)
 
@@ -286,10 +305,10 @@ class Prompt(BaseModel):
         match self.answer:
             case Binary() | Graded() | GradedEach() | Likelihood() if answer.logprobs:
                 score = self.answer.score(answer.logprobs)
-                return score, _read_labels(answer) if math.isfinite(score) else Outcomes.of(Outcome.FAILED)
-            case Score() if answer.score is not None and math.isfinite(answer.score):
+                return score, read_labels(answer) if math.isfinite(score) else Outcomes.of(Outcome.FAILED)
+            case Score() | Logit() if answer.score is not None and math.isfinite(answer.score):
                 return answer.score, Outcomes.of(Outcome.CLEAN)
-            case Binary() | Graded() | GradedEach() | Likelihood() | Score():
+            case Binary() | Graded() | GradedEach() | Likelihood() | Score() | Logit():
                 return math.nan, Outcomes.of(Outcome.FAILED)
         raise PromptError(f"prompt {self.name!r} shows several passages; it does not score one")
 
@@ -303,7 +322,7 @@ class Prompt(BaseModel):
             case Identifier() if len(answer.logprobs) == n and all(map(math.isfinite, answer.logprobs)):
                 values = [-value if self.least_first else value for value in answer.logprobs]
                 positions = sorted(range(n), key=lambda i: -values[i])
-                return Order(positions, tuple(values[i] for i in positions), _read_labels(answer))
+                return Order(positions, tuple(values[i] for i in positions), read_labels(answer))
             case Identifier():
                 return Order(list(range(n)), None, Outcomes.of(Outcome.FAILED))
             case Permutation() | ReasonedIdentifier():
@@ -329,32 +348,6 @@ class Prompt(BaseModel):
         values, outcomes = read_scores(text, len(passages), self.answer.highest, identifiers)
         reasoning = read_reasoning(text, [passage.doc_id for passage in passages], identifiers)
         return Scored(values, reasoning, outcomes)
-
-
-class Order(NamedTuple):
-    """Positions, best first; scores beside them where the prompt gives scores; how the answer was read; the thoughts.
-
-    The scores are log-probabilities, negated where the prompt asks for the least relevant.
-    """
-
-    positions: list[int]
-    scores: tuple[float, ...] | None
-    outcomes: Outcomes
-    reasoning: tuple[str, ...] = ()
-
-
-class Scored(NamedTuple):
-    """Scores, None where a passage got none; the reasoning before them; how the answer was read."""
-
-    values: list[float | None]
-    reasoning: str
-    outcomes: Outcomes
-
-
-def _read_labels(answer: Answer) -> Outcomes:
-    """Clean, or repaired where bounds stand in for what the engine did not say."""
-    outcome = Outcome.REPAIRED if answer.missing else Outcome.CLEAN
-    return Outcomes.of(outcome, missing=answer.missing)
 
 
 def list_prompts() -> list[Prompt]:

@@ -1,11 +1,24 @@
-"""Templates: text with placeholders in braces. What fills one is never parsed again."""
+"""The templates of a prompt file: turns, turns repeated for every passage, and how placeholders are filled."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from string import Formatter
 
-from rerank.calls import Span
+from pydantic import BaseModel, ConfigDict, Field
+
+from rerank.calls import Role, Span
+
+
+class Turn(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    role: Role
+    content: str
+
+
+class Each(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    each: tuple[Turn, ...] = Field(min_length=1)
 
 
 def fields(template: str) -> set[str]:
@@ -21,7 +34,7 @@ def fields(template: str) -> set[str]:
 
 
 def fill(template: str, values: Mapping[str, Sequence[Span]]) -> tuple[Span, ...]:
-    """The template with its placeholders filled."""
+    """The template with its placeholders filled; a filled text is never parsed again."""
     spans: list[Span] = []
     for literal, name, _, _ in Formatter().parse(template):
         if literal:

@@ -19,7 +19,7 @@ from typing import Literal, Protocol, TypeVar
 from rerank.calls import Answer, Call
 from rerank.errors import InputError, PromptError
 from rerank.prompts import Prompt, list_prompts
-from rerank.prompts.prompt import Order
+from rerank.prompts.read import Order
 from rerank.types import Candidates, Outcomes
 
 
@@ -97,7 +97,8 @@ def check_prompt(
 
     if fits(prompt):
         return
-    fitting = sorted({found.name for found in list_prompts() if fits(found)})
+    # pieces are some one model's own form
+    fitting = sorted({found.name for found in list_prompts() if fits(found) and not found.pieces})
     if not prompt.ranks:
         raise PromptError(
             f"prompt {prompt.name!r} has a text written and orders no passages; prompts that fit strategy "

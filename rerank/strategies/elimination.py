@@ -12,7 +12,7 @@ from typing import ClassVar
 
 from rerank.errors import InputError
 from rerank.prompts import Prompt, load_prompt
-from rerank.prompts.prompt import Order
+from rerank.prompts.read import Order
 from rerank.strategies.base import Steps, Verdict, as_read, check_passage_tokens, check_prompt
 from rerank.types import Candidates
 

@@ -9,7 +9,7 @@ from typing import ClassVar
 from rerank.calls import Answer, Call
 from rerank.errors import InputError, PromptError
 from rerank.prompts import Prompt, load_prompt
-from rerank.prompts.prompt import Order
+from rerank.prompts.read import Order
 from rerank.strategies.listwise import Listwise
 from rerank.types import Passage, Query
 

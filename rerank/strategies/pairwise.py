@@ -17,7 +17,7 @@ from typing import ClassVar, Literal
 from rerank.calls import Kind
 from rerank.errors import InputError, PromptError
 from rerank.prompts import Prompt, load_prompt
-from rerank.prompts.prompt import Order
+from rerank.prompts.read import Order
 from rerank.strategies.base import (
     Asking,
     Steps,

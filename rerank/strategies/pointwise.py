@@ -16,7 +16,7 @@ from rerank.types import Candidates
 
 @dataclass(frozen=True, slots=True)
 class Pointwise:
-    """Scores are log-odds (yes/no), an expected grade, or a mean log-probability per query token.
+    """Scores are log-odds (yes/no), an expected grade, a mean log-probability per query token, or a logit as it is.
 
     `passage_tokens` cuts every passage to that many tokens; None leaves what the context holds.
     """

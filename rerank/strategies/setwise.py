@@ -14,7 +14,7 @@ from typing import ClassVar, Literal
 
 from rerank.errors import InputError
 from rerank.prompts import Prompt, load_prompt
-from rerank.prompts.prompt import Order
+from rerank.prompts.read import Order
 from rerank.strategies.base import (
     Asking,
     Steps,

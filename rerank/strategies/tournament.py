@@ -14,7 +14,7 @@ from typing import ClassVar
 
 from rerank.errors import InputError
 from rerank.prompts import Prompt, load_prompt
-from rerank.prompts.prompt import Order
+from rerank.prompts.read import Order
 from rerank.strategies.base import Asking, Steps, as_read, by_score, check_passage_tokens, check_prompt
 from rerank.strategies.sorting import together
 from rerank.types import Candidates, Outcomes
