@@ -139,7 +139,7 @@ def test_a_plan_says_what_it_costs_and_what_it_is() -> None:
     assert first == {"strategy": "first-stage", "keep": 50}
     assert (cheap["keep"], cheap["backbone"], cheap["options"]) == (20, "bi-encoder", {"passage_tokens": None})
     assert dear["keep"] is None and {"window": 10, "step": 5}.items() <= dear["options"].items()
-    assert dear["prompt"].startswith("first-identifier@")
+    assert dear["prompt"].startswith("first-query-last@")
 
 
 def test_one_strategy_is_recorded_as_before() -> None:

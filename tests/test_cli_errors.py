@@ -45,7 +45,7 @@ WRONG = {
     "kind": ("ls modles", "unknown kind 'modles'; did you mean 'models'?"),
     "option": ("run {beir} -s first -O windwo=3", "unknown first option 'windwo'; did you mean 'window'?"),
     "option's value": ("run {beir} -s first -O window=many", "first option window='many': Input should be a"),
-    "option's range": ("run {beir} -s first -O window=1", "window 1 and step 10"),
+    "option's range": ("run {beir} -s first -O window=1", "window 1 and step 5"),
     "option's form": ("run {beir} -O window", "option 'window' is not of the form name=value"),
     "option that is none": ("run {beir} -O prompt=x", "unknown pointwise option 'prompt'"),
     "option that is none either": ("rank q {tmp}/good.txt -O model=x", "unknown pointwise option 'model'"),

@@ -36,7 +36,7 @@ FIRST_STAGE = "first-stage"
 _ENGINES = ("model", "adapter", "backbone")
 
 _NAME = re.compile(r"[A-Za-z][\w-]*")
-_STAGE = re.compile(r"[A-Za-z][\w./-]*")  # a released reranker's name has more
+_STAGE = re.compile(r"[A-Za-z~./][\w~./-]*")  # a released reranker's name, or the path of its directory
 _NUMBER = re.compile(r"\d+")
 _VALUE = re.compile(r"""'[^']*'|"[^"]*"|[^\s,()'"]+""")
 
