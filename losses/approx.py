@@ -19,6 +19,7 @@ from rerank.losses.base import (
     Reduction,
     both_real,
     differences,
+    gumbel_noise,
     label_ranks,
     mean_where,
     orders,
@@ -157,11 +158,9 @@ def gumbel(
         scores: Tensor, labels: Tensor, mask: Tensor | None = None, *, reduction: Reduction = "mean"
     ) -> Tensor:
         scores, labels, mask = read(scores, labels, mask)
-        shape = (samples, *scores.shape)
-        draws = torch.empty(shape, dtype=scores.dtype, device=generator.device if generator else scores.device)
-        noise = -draws.exponential_(generator=generator).clamp(min=torch.finfo(draws.dtype).tiny).log()
-        noisy = scores + scale * noise.to(scores.device)
-        values = loss(noisy, labels.expand(shape), mask.expand(shape), reduction="none")
+        noise = gumbel_noise(scores, samples, generator)
+        shape = noise.shape
+        values = loss(scores + scale * noise, labels.expand(shape), mask.expand(shape), reduction="none")
         return reduced(values.mean(0), reduction)
 
     return averaged

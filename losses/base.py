@@ -13,7 +13,7 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
 from rerank.errors import InputError
 
@@ -131,3 +131,11 @@ def ideal_dcg(gain: Tensor, k: int | None) -> Tensor:
 def divided(values: Tensor, by: Tensor) -> Tensor:
     """values / by, and 0 where `by` is 0."""
     return torch.where(by > 0, values / torch.where(by > 0, by, 1.0), 0.0)
+
+
+def gumbel_noise(scores: Tensor, samples: int, generator: Generator | None) -> Tensor:
+    """Standard Gumbel noise `[samples, ..., n]` for scores `[..., n]`, from the generator or else torch's own."""
+    shape = (samples, *scores.shape)
+    draws = torch.empty(shape, dtype=scores.dtype, device=generator.device if generator else scores.device)
+    noise = -draws.exponential_(generator=generator).clamp(min=torch.finfo(draws.dtype).tiny).log()
+    return noise.to(scores.device)

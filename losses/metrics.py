@@ -11,7 +11,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from rerank.losses.base import Gain, both_real, differences, divided, gains, ideal_dcg
+from rerank.losses.base import Gain, both_real, differences, discounts, divided, gains, ideal_dcg
+from rerank.measure import Measure
 
 Step = Callable[[Tensor], Tensor]  # 1 where its argument is above 0, 0 where it is below
 
@@ -54,3 +55,24 @@ def within(ranks: Tensor, step: Step, k: int | None) -> Tensor:
 
 def relevant(labels: Tensor, mask: Tensor, rel: float) -> Tensor:
     return mask & (labels >= rel)
+
+
+def earned(measure: Measure, labels: Tensor) -> Tensor:
+    """What each place of a ranking adds to the measure; `labels` `[..., n]` are those of the items by rank, 0 for none.
+
+    Their sum over the last dimension is trec_eval's value of the ranking. What a place adds depends on that place and
+    those above it only, which is what reward-to-go needs; the functions of ranks above have no order of places.
+    """
+    ranks = torch.arange(1, labels.shape[-1] + 1, device=labels.device).to(labels)
+    if measure.name == "nDCG":
+        gain = gains(labels, "linear")
+        return divided(gain * discounts(ranks, measure.cutoff), ideal_dcg(gain, measure.cutoff)[..., None])
+    hits = (labels >= (measure.rel or 1)).to(labels)
+    before = hits.cumsum(-1)
+    top = hits if measure.cutoff is None else torch.where(ranks <= measure.cutoff, hits, 0.0)
+    if measure.name == "RR":
+        return torch.where(before == 1, top, 0.0) / ranks
+    if measure.name == "P":
+        return top / (measure.cutoff or labels.shape[-1])
+    terms = top * before / ranks if measure.name == "AP" else top
+    return divided(terms, hits.sum(-1, keepdim=True))

@@ -28,6 +28,7 @@ from rerank.losses.base import (
 )
 from rerank.losses.weights import (
     lambda_rank_weights,
+    lipo_weights,
     log_utility_weights,
     ndcg_loss1_weights,
     ndcg_loss2_weights,
@@ -37,7 +38,9 @@ from rerank.losses.weights import (
 )
 
 Pair = Literal["logistic", "hinge"]
-Weight = Literal["uniform", "utility", "log_utility", "teacher_rank", "lambda_rank", "ndcg_loss2", "ndcg_loss2++"]
+Weight = Literal[
+    "uniform", "utility", "log_utility", "teacher_rank", "lambda_rank", "ndcg_loss2", "ndcg_loss2++", "lipo_lambda"
+]
 LambdaWeight = Literal["ndcg_loss1", "ndcg_loss2", "ndcg_loss2++"]
 
 PairFunction = Callable[[Tensor], Tensor]
@@ -51,6 +54,7 @@ _WEIGHTS: Mapping[str, WeightFunction] = MappingProxyType(
         "lambda_rank": lambda_rank_weights,
         "ndcg_loss2": ndcg_loss2_weights,
         "ndcg_loss2++": ndcg_loss2pp_weights,
+        "lipo_lambda": lipo_weights,
     }
 )
 
@@ -205,6 +209,17 @@ def lambda_loss(
     else:
         raise InputError(f"weight {weight!r}; give 'ndcg_loss1', 'ndcg_loss2' or 'ndcg_loss2++'")
     return over_pairs(scores, pairs, lambda m: logistic(m, sigma), weights, average=False, reduction=reduction)
+
+
+def lipo_lambda(scores: Tensor, labels: Tensor, mask: Tensor | None = None, *, reduction: Reduction = "mean") -> Tensor:
+    """LiPO-λ: Σ |2^y_i − 2^y_j|·|1/log(1 + rank_i) − 1/log(1 + rank_j)|·log(1 + exp(−(s_i − s_j))), ranks by s.
+
+    Liu et al., "LiPO: Listwise Preference Optimization through Learning-to-Rank", NAACL 2025, where s is β times a
+    log-ratio of probabilities (in a recipe: `reference`) and y a reward; a sum over the ordered pairs, as there.
+    """
+    scores, labels, mask = read(scores, labels, mask)
+    weights = lipo_weights(scores, labels, mask)
+    return over_pairs(scores, ordered_pairs(labels, mask), logistic, weights, average=False, reduction=reduction)
 
 
 def pa_bce(

@@ -71,6 +71,15 @@ def ndcg_loss2pp_weights(
     return swap + mu * ndcg_loss2_weights(scores, labels, mask, k=k, gain=gain)
 
 
+def lipo_weights(scores: Tensor, labels: Tensor, mask: Tensor) -> Tensor:
+    """|2^y_i − 2^y_j|·|1/log(1 + rank_i) − 1/log(1 + rank_j)| (LiPO-λ: Liu et al., arXiv 2402.01878).
+
+    As LambdaRank's, but not divided by the ideal DCG, and with the natural logarithm.
+    """
+    inverse = 1 / torch.log1p(score_ranks(scores, mask))
+    return differences(torch.exp2(labels)).abs() * differences(inverse).abs()
+
+
 def _normalised(labels: Tensor, k: int | None, gain: Gain) -> Tensor:
     found = gains(labels, gain)
     return divided(found, ideal_dcg(found, k)[..., None])
