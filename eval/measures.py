@@ -1,19 +1,15 @@
-"""Effectiveness measures with trec_eval's conventions, computed by ranx.
-
-Names are ir_measures': a measure, perhaps the lowest label that counts as relevant, perhaps a cutoff, as in
-`nDCG@10`, `AP`, `RR(rel=2)@10`. `MRR`, `MAP` and `Recall` are other names of `RR`, `AP` and `R`.
-"""
+"""Effectiveness measures with trec_eval's conventions, computed by ranx. Their names: see rerank.measure."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from rerank.errors import InputError, UnknownNameError
+from rerank.errors import InputError
+from rerank.measure import Measure
 from rerank.types import Ranking
 
 if TYPE_CHECKING:
@@ -29,37 +25,6 @@ _RANX = {
     "R": "recall",
     "P": "precision",
 }
-_ALIASES = {"mrr": "RR", "map": "AP", "recall": "R", "precision": "P"}
-_SPELLINGS = {name.lower(): name for name in _RANX} | _ALIASES
-_EXAMPLES = ("nDCG@10", "RR@10", "RR(rel=2)@10", "MRR@10", "AP", "AP@100", "MAP", "R@100", "P@10")
-_PATTERN = re.compile(r"(?P<name>[A-Za-z]+)(\(\s*rel\s*=\s*(?P<rel>\d+)\s*\))?(@(?P<cutoff>\d+))?")
-
-
-@dataclass(frozen=True, slots=True)
-class Measure:
-    """A measure that was understood; `str()` gives ir_measures' spelling."""
-
-    name: str
-    cutoff: int | None = None
-    rel: int | None = None
-
-    @classmethod
-    def parse(cls, text: str) -> Measure:
-        match = _PATTERN.fullmatch(text.strip())
-        if match is None or (name := _SPELLINGS.get(match["name"].lower())) is None:
-            raise UnknownNameError("measure", text, _EXAMPLES)
-        cutoff, rel = (int(match[part]) if match[part] else None for part in ("cutoff", "rel"))
-        if cutoff == 0 or rel == 0:
-            raise InputError(f"measure {text!r}: a cutoff and rel start at 1")
-        if name in ("P", "R") and cutoff is None:
-            raise InputError(f"measure {text!r} needs a cutoff, as in {name + '@10'!r}")
-        if name == "nDCG" and rel is not None:
-            raise InputError(f"measure {text!r}: nDCG uses the labels as gains, so rel does not apply to it")
-        return cls(name, cutoff, rel)
-
-    def __str__(self) -> str:
-        rel = f"(rel={self.rel})" if self.rel is not None else ""
-        return f"{self.name}{rel}" + (f"@{self.cutoff}" if self.cutoff is not None else "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +52,7 @@ def evaluate(
     """
     names = (measures,) if isinstance(measures, str) else tuple(measures)
     parsed = {name: Measure.parse(name) for name in names}
-    order = _order_of_scores(run) if isinstance(run, Mapping) else _order_of_rankings(run)
+    order = order_of_scores(run) if isinstance(run, Mapping) else _order_of_rankings(run)
     if not order.keys() & qrels.keys():
         raise InputError(
             f"the run and the qrels share no query: the run has {_example(order)}, the qrels have {_example(qrels)}"
@@ -133,7 +98,7 @@ def _tables(order: Mapping[str, list[str]], qrels: Qrels) -> tuple[NDArray[np.fl
     return labels, hits
 
 
-def _order_of_scores(run: Run) -> dict[str, list[str]]:
+def order_of_scores(run: Run) -> dict[str, list[str]]:
     order = {}
     for query_id, docs in run.items():
         scores = np.fromiter(docs.values(), dtype=np.float32, count=len(docs))  # trec_eval's precision
