@@ -20,10 +20,7 @@ _SUFFIXES = ("", ".xz", ".gz")
 def read_beir(folder: str | Path, split: str = "test", *, name: str | None = None) -> Dataset:
     """The queries that the split judges, in file order, with the whole corpus."""
     folder = Path(folder)
-    qrels_file = _find(folder, f"qrels/{split}.tsv")
-    if qrels_file is None:
-        splits = {file.name.partition(".")[0] for file in folder.glob("qrels/*.tsv*")}
-        raise UnknownNameError(f"split of {folder}", split, splits)
+    qrels_file = require_split(folder, split)
     qrels, run_file = read_qrels(qrels_file), _find(folder, f"bm25.{split}.trec")
     queries_file = _require(folder, "queries.jsonl")
     queries = {query.query_id: query for query in read_queries(read_lines(queries_file), str(queries_file))}
@@ -46,6 +43,15 @@ def read_corpus(path: str | Path) -> dict[str, Passage]:
             if corpus.setdefault(passage.doc_id, passage) is not passage:
                 raise InputError(f"a second document with the id {passage.doc_id!r}")
     return corpus
+
+
+def require_split(folder: Path, split: str) -> Path:
+    """The file that judges the split. Raises UnknownNameError."""
+    qrels_file = _find(folder, f"qrels/{split}.tsv")
+    if qrels_file is None:
+        splits = {file.name.partition(".")[0] for file in folder.glob("qrels/*.tsv*")}
+        raise UnknownNameError(f"split of {folder}", split, splits)
+    return qrels_file
 
 
 def is_beir(folder: Path) -> bool:

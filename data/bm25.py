@@ -50,7 +50,9 @@ class BM25:
         for query, tokens in zip(queries, self._tokens(query.text for query in queries), strict=True):
             known = self._index.get_tokens_ids(tokens)
             scores = self._index.get_scores_from_ids(known) if known else np.zeros(len(self._doc_ids))
-            run[query.query_id] = {self._doc_ids[i]: float(scores[i]) for i in _best(scores, k)}
+            run[query.query_id] = {
+                self._doc_ids[i]: float(scores[i]) for i in best(scores, k, np.flatnonzero(scores > 0))
+            }
         return run
 
     def _tokens(self, texts: Iterable[str]) -> list[list[str]]:
@@ -64,14 +66,23 @@ class BM25:
         return tokens
 
 
-def _best(scores: NDArray[np.floating], k: int) -> list[int]:
+def best(scores: NDArray[np.floating], k: int, among: NDArray[np.integer]) -> list[int]:
+    """Those of the positions `among` that have the k greatest scores, best first; equal scores in the order of
+    `among`."""
     # bm25s's own top-k partitions, so that equal scores come in any order and cut anywhere.
-    positive = np.flatnonzero(scores > 0)
-    if len(positive) > k:
-        kth = np.partition(scores[positive], -k)[-k]
-        positive = positive[scores[positive] >= kth]
-    best: list[int] = positive[np.argsort(-scores[positive], kind="stable")][:k].tolist()
-    return best
+    if len(among) > k:
+        kth = np.partition(scores[among], -k)[-k]
+        among = among[scores[among] >= kth]
+    found: list[int] = among[np.argsort(-scores[among], kind="stable")][:k].tolist()
+    return found
+
+
+def stop_words() -> frozenset[str]:
+    """English words that say nothing of what is asked: those that BM25 here leaves out, which are Lucene's."""
+    _bm25s()
+    from bm25s.stopwords import STOPWORDS_EN
+
+    return frozenset(STOPWORDS_EN)
 
 
 def _bm25s() -> ModuleType:

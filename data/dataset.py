@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
-from rerank.data.trec import Qrels, Run
+from rerank.data.trec import Qrels, Run, best_docs
 from rerank.errors import InputError
 from rerank.types import Candidates, Passage, Query
 
@@ -54,9 +55,27 @@ class Dataset:
         elif queries is None and self.first_stage is not None:
             run = self.first_stage
         found = self._search(asked, depth) if run is None else ((query, run.get(query.query_id)) for query in asked)
-        return self._filled(found, depth)
+        return self.filled(found, depth)
 
-    def _filled(self, found: Iterable[tuple[Query, Mapping[str, float] | None]], depth: int) -> Iterator[Candidates]:
+    def known(self, query_id: str, doc_ids: Iterable[str]) -> Candidates | None:
+        """Those of the documents that are here, in that order, for who wants to read them. None where the query or all
+        of them are unknown."""
+        query = self.queries.get(query_id)
+        corpus = self._corpus_of(query_id)
+        passages = []
+        for doc_id in dict.fromkeys(doc_ids):
+            with suppress(KeyError):
+                passages.append(corpus[doc_id])
+        return Candidates(query, tuple(passages)) if query is not None and passages else None
+
+    def _corpus_of(self, query_id: str) -> Corpus:
+        if self.lists is None:
+            return self.corpus or {}
+        own = self.lists.get(query_id)
+        return {passage.doc_id: passage for passage in own.passages} if own else {}
+
+    def filled(self, found: Iterable[tuple[Query, Mapping[str, float] | None]], depth: int) -> Iterator[Candidates]:
+        """What was found for each query, with its passages; what `candidates` says of a run holds."""
         lacking = total = 0
         for query, docs in found:
             total += 1
@@ -77,18 +96,9 @@ class Dataset:
         return ((query, index.search([query], depth)[query.query_id]) for query in queries)
 
     def _passages(self, query: Query, docs: Mapping[str, float], depth: int) -> tuple[Passage, ...]:
-        if len(docs) > depth and len(set(docs.values())) == 1:
-            # MS MARCO's official top-1000 lists are such: in no order at all, so a cut would be a lottery.
-            raise InputError(
-                f"the run gives all {len(docs)} documents of query {query.query_id!r} one score, so it has "
-                f"no best {depth}; give another run, or a depth of {len(docs)} or more"
-            )
-        known: Corpus = self.corpus or {}
-        if self.lists is not None:
-            own = self.lists.get(query.query_id)
-            known = {passage.doc_id: passage for passage in own.passages} if own else {}
+        known = self._corpus_of(query.query_id)
         passages = []
-        for doc_id, score in sorted(docs.items(), key=lambda pair: -pair[1])[:depth]:
+        for doc_id, score in best_docs(query.query_id, docs, depth).items():
             try:
                 found = known[doc_id]
             except KeyError as error:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import gzip
 import json
 import lzma
+import os
 import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Literal, TextIO
 
@@ -28,6 +30,30 @@ def open_text(path: str | Path, mode: Literal["r", "w"] = "r") -> TextIO:
                 return open(path, mode, encoding="utf-8", newline=newline)
     except OSError as error:
         raise _unusable(path, error) from error
+
+
+@contextmanager
+def appearing_whole(path: str | Path) -> Iterator[Path]:
+    """What to write beside a file; it takes the file's place when all is written, and is gone where that failed."""
+    path = Path(path)
+    partial = path.with_name(f".writing.{path.name}")  # the ending says how to compress
+    try:
+        yield partial
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def require_file(what: str, path: Path) -> None:
+    """Raises InputError where there is no such file, with the nearest one beside it."""
+    if path.is_file():
+        return
+    if not path.parent.is_dir():
+        raise InputError(f"the {what} {str(path)!r} is not there, and neither is its folder")
+    beside = [each.name for each in path.parent.iterdir()]
+    near = get_close_matches(path.name, beside, n=1, cutoff=0.5)
+    advice = f"; did you mean {str(path.with_name(near[0]))!r}?" if near else ""
+    raise InputError(f"the {what} {str(path)!r} is not there{advice}")
 
 
 def read_lines(path: str | Path) -> Iterator[str]:

@@ -20,10 +20,8 @@ def read_irds(dataset_id: str) -> Dataset:
     """A dataset by its id there, as `msmarco-passage/trec-dl-2019/judged`. Documents are read when asked."""
     import ir_datasets
 
-    try:
-        source = ir_datasets.load(dataset_id)
-    except KeyError as error:
-        raise UnknownNameError("ir_datasets id", dataset_id, ir_datasets.registry) from error
+    require_irds(dataset_id)
+    source = ir_datasets.load(dataset_id)
     if not source.has_queries() or not source.has_docs():
         raise InputError(f"the ir_datasets id {dataset_id!r} has no queries of its own; name one of its subsets")
     try:
@@ -36,6 +34,21 @@ def read_irds(dataset_id: str) -> Dataset:
         )
     except OSError as error:  # what requests raises is one as well
         raise InputError(f"ir_datasets could not get {dataset_id!r}: {error}") from error
+
+
+def is_irds(dataset_id: str) -> bool:
+    """Whether ir_datasets knows it. Nothing is downloaded."""
+    import ir_datasets
+
+    return dataset_id in ir_datasets.registry
+
+
+def require_irds(dataset_id: str) -> None:
+    """Raises UnknownNameError."""
+    import ir_datasets
+
+    if not is_irds(dataset_id):
+        raise UnknownNameError("ir_datasets id", dataset_id, ir_datasets.registry)
 
 
 class IrdsCorpus(Mapping[str, Passage]):

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
-from rerank.data.beir import is_beir, read_beir
+from rerank.data.beir import is_beir, read_beir, require_split
 from rerank.data.dataset import Dataset
-from rerank.data.files import filled_lines, json_object, located, read_lines
-from rerank.data.irds import read_irds
+from rerank.data.files import filled_lines, json_object, located, read_lines, require_file
+from rerank.data.irds import read_irds, require_irds
 from rerank.data.jsonl import read_lists
 from rerank.data.rank_llm import read_rank_llm
 from rerank.errors import InputError, UnknownNameError
@@ -32,22 +33,35 @@ def load_dataset(spec: str) -> Dataset:
 
     The split of a BEIR folder is test unless it is named, as `path:split` or `path/split`.
     """
+    return _reader(spec)()
+
+
+def check_dataset(spec: str) -> None:
+    """Raises what `load_dataset` would for a name, a path or a split that is not there. Nothing is read."""
+    _reader(spec)
+
+
+def _reader(spec: str) -> Callable[[], Dataset]:
     if spec.startswith("sample:"):
         name = spec.removeprefix("sample:")
         if name not in list_samples():
             raise UnknownNameError("sample", name, list_samples())
-        return read_beir(_SAMPLES / name, name=spec)
+        return partial(read_beir, _SAMPLES / name, name=spec)
     if spec.startswith("irds:"):
-        return read_irds(spec.removeprefix("irds:"))
+        require_irds(spec.removeprefix("irds:"))
+        return partial(read_irds, spec.removeprefix("irds:"))
     path = Path(spec)
     if {".json", ".jsonl"} & set(path.suffixes) and not path.is_dir():
-        return _read_lists(path, spec)
+        require_file("dataset", path)
+        return partial(_read_lists, path, spec)
     if is_beir(path):
-        return read_beir(path, name=spec)
+        require_split(path, "test")
+        return partial(read_beir, path, name=spec)
     for separator in (":", "/"):
         folder, found, split = spec.rstrip("/").rpartition(separator)
         if found and is_beir(Path(folder)):
-            return read_beir(folder, split, name=spec)
+            require_split(Path(folder), split)
+            return partial(read_beir, folder, split, name=spec)
     if path.is_dir():
         raise InputError(f"the folder {spec!r} has no corpus.jsonl {_FORMS}")
     raise UnknownNameError("dataset", spec, [f"sample:{name}" for name in list_samples()], _FORMS)
@@ -57,7 +71,7 @@ def _read_lists(path: Path, name: str) -> Dataset:
     """rank_llm's requests, or lists with labels; in `.jsonl` the first line tells them apart."""
     qrels: dict[str, dict[str, int]] = {}
     lists: dict[str, Candidates] = {}
-    for candidates, labels in _lists(path):
+    for candidates, labels in read_candidates(path):
         query_id = candidates.query.query_id
         if query_id in lists:
             raise InputError(f"{path}: query {query_id!r} is there twice; ids must be distinct")
@@ -70,7 +84,8 @@ def _read_lists(path: Path, name: str) -> Dataset:
     return Dataset(name, queries, qrels=qrels or None, lists=lists)
 
 
-def _lists(path: Path) -> Iterator[tuple[Candidates, dict[str, int]]]:
+def read_candidates(path: Path) -> Iterator[tuple[Candidates, dict[str, int]]]:
+    """Lists, or requests of rank_llm, as they are drawn, with the labels that they have."""
     if ".jsonl" in path.suffixes:
         for where, line in islice(filled_lines(read_lines(path), str(path)), 1):
             with located(where):

@@ -48,13 +48,18 @@ def read_rank_llm(path: str | Path) -> Iterator[Candidates]:
 
 
 def write_rank_llm(path: str | Path, rankings: Iterable[Ranking]) -> None:
+    """As `write_requests`, with the rankings' order and scores."""
+    write_requests(path, (ranking.candidates() for ranking in rankings))
+
+
+def write_requests(path: str | Path, requests: Iterable[Candidates]) -> None:
     """The present form: one request a line for `.jsonl` (perhaps compressed), else a JSON list."""
-    requests = map(_request, rankings)
+    records = map(_request, requests)
     with open_text(path, "w") as stream:
         if ".jsonl" in Path(path).suffixes:
-            stream.writelines(json.dumps(request, ensure_ascii=False) + "\n" for request in requests)
+            stream.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
         else:
-            json.dump(list(requests), stream, ensure_ascii=False, indent=2)
+            json.dump(list(records), stream, ensure_ascii=False, indent=2)
 
 
 def _records(path: str | Path) -> Iterator[tuple[str, dict[str, object]]]:
@@ -102,13 +107,14 @@ def _old_form(record: dict[str, object]) -> tuple[Query, tuple[Passage, ...]]:
     )
 
 
-def _request(ranking: Ranking) -> dict[str, object]:
+def _request(candidates: Candidates) -> dict[str, object]:
     def doc(passage: Passage) -> dict[str, str]:
         return {"title": passage.title, "text": passage.text} if passage.title else {"text": passage.text}
 
     return {
-        "query": {"text": ranking.query.text, "qid": ranking.query.query_id},
+        "query": {"text": candidates.query.text, "qid": candidates.query.query_id},
         "candidates": [
-            {"docid": hit.passage.doc_id, "score": hit.score, "doc": doc(hit.passage)} for hit in ranking.hits
+            {"docid": p.doc_id} | ({} if p.score is None else {"score": p.score}) | {"doc": doc(p)}
+            for p in candidates.passages
         ],
     }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TextIO
@@ -34,6 +34,17 @@ def read_run(path: str | Path) -> Run:
             raise InputError(f"{where}: document {doc_id!r} is in the run of query {query_id!r} twice")
         docs[doc_id] = _finite(score, where)
     return run
+
+
+def best_docs(query_id: str, docs: Mapping[str, float], depth: int) -> dict[str, float]:
+    """A run's best of one query, in order of score, ties as they stand."""
+    if len(docs) > depth and len(set(docs.values())) == 1:
+        # MS MARCO's official top-1000 lists are such: in no order at all, so a cut would be a lottery.
+        raise InputError(
+            f"the run gives all {len(docs)} documents of query {query_id!r} one score, so it has "
+            f"no best {depth}; give another run, or a depth of {len(docs)} or more"
+        )
+    return dict(sorted(docs.items(), key=lambda pair: -pair[1])[:depth])
 
 
 def write_run(target: str | Path | TextIO, rankings: Iterable[Ranking], tag: str = "rerank") -> None:
