@@ -16,17 +16,19 @@ from rerank.errors import BackboneError, InputError
 from rerank.training.checks import check_labels, check_options
 from rerank.training.recipe import PROMPTS, Recipe, read_recipe
 from rerank.training.sources import read_pools
+from rerank.training.written import WRITERS
 
 DATA = {"dataset": "lists.jsonl"}
 EVALUATION = {"dataset": "lists.jsonl"}
 
+RANKINGS = {"strategy": "full-ranking", "loss": "lipo_lambda", "rankings": {"count": 3}, "reference": {}}
 STRUCTURE = [
     ({"stategy": "first"}, "unknown key 'stategy'; did you mean 'strategy'?"),
     ({"schedule": {"learningrate": 1}}, "unknown key 'schedule.learningrate'; did you mean 'learning_rate'?"),
     ({"data": [{"dataset": "lists.jsonl", "sise": 3}]}, "unknown key 'data.0.sise'; did you mean 'size'?"),
     ({"evaluation": EVALUATION | {"mesure": "AP"}}, "unknown key 'evaluation.mesure'; did you mean 'measure'?"),
     ({"strategy": "first", "write": {"fcator": 1}}, "unknown key 'write.fcator'; did you mean 'factor'?"),
-    ({"strategy": "listwise"}, "unknown strategy 'listwise'; did you mean 'setwise'?"),
+    ({"strategy": "listwize"}, "unknown strategy 'listwize'; did you mean 'listwise'?"),
     ({"schedule": {"decay": "cosin"}}, "unknown schedule.decay 'cosin'; did you mean 'cosine'?"),
     ({"strategy": None}, "strategy is missing"),
     ({"data": None}, "data is missing"),
@@ -39,9 +41,27 @@ STRUCTURE = [
     ({"strategy": "full-ranking", "loss": None, "write": None}, None),
     ({"strategy": "setwise", "write": {}}, "strategy setwise writes no permutation"),
     ({"strategy": "first", "write": {"top": 3}}, "write.top is for full-ranking"),
+    ({"strategy": "full-ranking", "loss": None, "rankings": {}, "write": {}}, "rankings are compared by a loss"),
+    ({"strategy": "full-ranking", "rankings": {}, "write": {}}, "rankings take the place of the one that write trains"),
+    ({"strategy": "full-ranking", "rankings": {}}, "rankings are scored against a reference; give reference: {beta"),
+    ({"rankings": {}}, "rankings are for strategy full-ranking, which writes them; pointwise does not"),
+    (RANKINGS | {"data": [DATA | {"labels": "teacher"}], "loss": "ranknet"}, "rankings are measured by judgments, and"),
+    (RANKINGS | {"rankings": {"cuont": 3}}, "unknown key 'rankings.cuont'; did you mean 'count'?"),
+    (RANKINGS | {"rankings": {"count": 1}}, "rankings.count: "),
+    (RANKINGS | {"rankings": {"measure": "nDGC"}}, "nDGC"),
+    (RANKINGS, None),
+    ({"reference": {"bta": 1}}, "unknown key 'reference.bta'; did you mean 'beta'?"),
+    ({"reference": {"beta": 0}}, "reference.beta: "),
+    ({"reference": {}, "strategy": "full-ranking", "loss": None}, "reference makes scores for a loss, and there is"),
+    ({"reference": {}, "strategy": "score-head"}, "a score-head gives no probabilities"),
+    ({"reference": {}, "adapter": "full"}, "method full leaves no model to compare with"),
+    ({"reference": {}, "fsdp": "full_shard"}, "reference needs the whole model in each process"),
+    ({"reference": {"length": "mean"}}, "reference.length is for texts, and prompt pointwise-yes-no scores single tok"),
+    ({"reference": {"length": "mean"}, "prompt": "pointwise-query-likelihood"}, None),
     ({"pairs": 3}, "pairs is for strategy pairwise"),
     ({"strategy": "pairwise", "loss": "pa_bce"}, "loss pa_bce needs amounts, which a pair has not"),
     ({"data": [DATA | {"labels": "teacher"}]}, "loss softmax wants graded labels, and lists.jsonl has a teacher's"),
+    ({"data": [DATA | {"labels": "teacher", "grades": [1, 2]}]}, None),
     ({"strategy": "first", "data": [DATA | {"size": 27}]}, "size 27, and first can name 26 passages"),
     ({"data": [DATA | {"teacher": "no.trec"}], "loss": "kl"}, "the file 'no.trec' is not there (looked for "),
     ({"data": [{"dataset": "nowhere.jsonl"}]}, "the dataset 'nowhere.jsonl' is not there (looked for "),
@@ -75,6 +95,12 @@ STRUCTURE = [
 
 OPTIONS = [
     ({"loss": {"name": "ranknet", "tempreature": 2}}, "unknown ranknet option 'tempreature'"),
+    (
+        {"loss": {"name": "pg_rank", "generator": 1}},
+        "its random numbers come from the recipe's seed; take generator out",
+    ),
+    ({"loss": {"name": "pg_rank", "samples": 1}}, "the leave-one-out baseline needs 2 or more"),
+    ({"loss": {"name": "pg_rank", "measure": "nDGC"}}, "nDGC"),
     ({"loss": {"name": "approx_ndcg", "temperature": "hot"}}, "approx_ndcg option temperature='hot'"),
     ({"loss": {"name": "ranknet", "reduction": "sum"}}, "take reduction out"),
     ({"adapter": {"method": "lora", "lora_alfa": 4}}, "unknown lora option 'lora_alfa'; did you mean 'lora_alpha'?"),
@@ -239,6 +265,8 @@ def test_full_ranking_cuts_passages_as_its_strategy_does(tmp_path: Path, tiny_mo
 def test_every_strategy_has_a_prompt_that_fits() -> None:
     for strategy in PROMPTS:
         made: dict[str, Any] = {"name": "x", "strategy": strategy, "data": [DATA]}
-        if strategy != "full-ranking":
+        if strategy not in WRITERS:
             made["loss"] = "ranknet"
+        elif strategy != "full-ranking":
+            made["write"] = {}
         assert Recipe.model_validate(made).asked.name == PROMPTS[strategy]

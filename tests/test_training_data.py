@@ -154,6 +154,17 @@ def test_a_teacher_labels_the_dataset_s_own_candidates_in_their_order(tmp_path: 
     assert labelled(both) == {"a-0": -1.5 + 10 * 0, "a-2": 5.0 + 10 * 1}
 
 
+def test_thresholds_make_grades_of_a_teacher_s_scores(tmp_path: Path) -> None:
+    (tmp_path / "lists.jsonl").write_text(line("a", [0, 2, 1, 1]))
+    run = save_run(tmp_path / "t.trec", {"a": {"a-0": -1.5, "a-1": 0.5, "a-2": 1.99, "a-3": 9.0}})
+    (found,) = pools(tmp_path, teacher=run, grades=[0.5, 2])
+    assert labelled(found) == {"a-0": 0, "a-1": 1, "a-2": 1, "a-3": 2}
+    (both,) = pools(tmp_path, teacher=run, grades=[0.5, 2], judgment_weight=1)  # 2 for a-1, 1 for a-2 and a-3
+    assert labelled(both) == {"a-0": 0, "a-1": 2, "a-2": 2, "a-3": 2}
+    with pytest.raises(InputError, match="that order nothing"):
+        pools(tmp_path, teacher=run, grades=[-2])
+
+
 def test_without_a_first_stage_the_candidates_are_the_teachers_and_in_no_order_to_show(
     tmp_path: Path, beir: Path
 ) -> None:
@@ -222,6 +233,10 @@ def test_what_does_not_go_together_is_said(settings: dict[str, object], why: str
     [
         {"labels": "judgments", "teacher": "t"},
         {"judgment_weight": 1.0},
+        {"grades": [1]},
+        {"teacher": "t", "grades": [1, 1]},
+        {"teacher": "t", "grades": [2, 1]},
+        {"teacher": "t", "grades": [float("inf")]},
         {"teacher": "t", "unjudged": "drop"},
         {"depth": 1},
         {"size": 1},

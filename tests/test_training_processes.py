@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from training import losses, recipe, save_recipe, trained
+from training import curve, losses, recipe, save_recipe, trained
+
+DRAWN = {"loss": {"name": "pg_rank", "samples": 8}, "reference": {"beta": 1.0}}
 
 
 def launched(folder: Path, path: Path, out: str) -> subprocess.CompletedProcess[str]:
@@ -28,14 +30,20 @@ def launched(folder: Path, path: Path, out: str) -> subprocess.CompletedProcess[
 
 
 def test_two_processes_train_what_one_trains(tiny_model: Path, tmp_path: Path) -> None:
-    """A batch of 8 is shared as 4 and 4. Without Adam, which would make much of differences in the last bit."""
+    """A batch of 8 is shared as 4 and 4. Without Adam, which would make much of differences in the last bit.
+
+    The loss samples, and compares with a reference: what is drawn, and what is told beside the loss, is the same too.
+    """
     schedule = {"lists": 32, "optimizer": "sgd", "learning_rate": 1.0, "batch_tokens": 400}
     evaluation = {"dataset": "lists.jsonl", "every": 2, "queries": 4}
-    made = recipe(tiny_model, "first", write={}, schedule=schedule, evaluation=evaluation)
+    made = recipe(tiny_model, "first", write={}, schedule=schedule, evaluation=evaluation, **DRAWN)
     alone = trained(tmp_path, made, "one")
     done = launched(tmp_path, tmp_path / "toy.yaml", "two")
     assert done.returncode == 0, done.stderr
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), abs=1e-4)
+    for name in ("utility", "ranking_accuracy", "idealised_accuracy"):
+        told = [[line[name] for line in curve(tmp_path / out) if "loss" in line] for out in ("one", "two")]
+        assert told[0] == pytest.approx(told[1], abs=1e-4) and len(set(told[0])) > 1
     assert {path.name for path in (tmp_path / "two" / "checkpoint-4").glob("rng*")} == {
         "rng_state_0.pth",
         "rng_state_1.pth",

@@ -12,9 +12,7 @@ from typing import Any
 
 import matplotlib.image
 import pytest
-import torch
-from safetensors.torch import load_file
-from training import curve, losses, recipe, save_recipe, trained
+from training import Stopped, assert_same, curve, losses, recipe, save_recipe, stop_at, trained
 
 from rerank.errors import InputError
 from rerank.training import train as module
@@ -27,32 +25,6 @@ from rerank.training.train import train
 train(sys.argv[1], sys.argv[2], watch=lambda m: os.kill(os.getpid(), signal.SIGKILL) if m.step == 5 else None)
 """
 RANDOM = {"method": "lora", "r": 8, "lora_dropout": 0.2}  # so that random numbers count
-
-
-class Stopped(Exception):
-    pass
-
-
-def stop_at(step: int) -> Any:
-    def watch(moment: Moment) -> None:
-        if moment.step == step:
-            raise Stopped
-
-    return watch
-
-
-def weights(out: Path) -> dict[str, torch.Tensor]:
-    folder = out / "adapter" if (out / "adapter").is_dir() else out / "model"
-    (file,) = folder.glob("*.safetensors")
-    return load_file(file)
-
-
-def assert_same(one: Path, other: Path) -> None:
-    assert [line["step"] for line in curve(one)] == [line["step"] for line in curve(other)]
-    assert losses(one) == pytest.approx(losses(other), abs=1e-5)
-    expected = weights(other)
-    for name, value in weights(one).items():
-        assert torch.allclose(value, expected[name], atol=1e-5), name
 
 
 def test_a_killed_run_goes_on_at_the_same_loss(

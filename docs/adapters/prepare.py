@@ -27,7 +27,7 @@ import random
 import re
 import shutil
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -36,11 +36,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rerank.adapters import NOTE
-from rerank.backbones.bi_encoder import BiEncoderBackbone, Role
+from rerank.backbones.bi_encoder import BiEncoderBackbone
 from rerank.data import BM25, load_dataset, read_qrels, read_rank_llm
+from rerank.data.dense import embed_rows
 from rerank.training.methods import averaged
 from rerank.training.sources import excluded_words, load_corpus, normalised
-from rerank.training.synthetic import embed_documents
 from rerank.types import Passage, Query
 
 WORDS = range(2, 26)  # how long a query may be
@@ -103,11 +103,8 @@ def teach(out: str, lists: str, corpus: str, model: str, share: str) -> None:
     found = [json.loads(line) for line in Path(lists).read_text("utf-8").splitlines()]
     shown = sorted({doc["docid"] for each in found for doc in each["docs"]})
 
-    def embed(role: Role) -> Callable[[list[str]], NDArray[np.float32]]:
-        return lambda texts: encoder.embed(role, texts).numpy()
-
-    rows = embed_documents([passages[doc_id] for doc_id in shown], embed("document"), 256)
-    asked = embed_documents([Passage(each["query"], str(i)) for i, each in enumerate(found)], embed("query"), 256)
+    rows = embed_rows(encoder, "document", [passages[doc_id].full_text for doc_id in shown])
+    asked = embed_rows(encoder, "query", [each["query"] for each in found])
     place = {doc_id: i for i, doc_id in enumerate(shown)}
     kept = []
     for each, query in zip(found, asked, strict=True):

@@ -12,8 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 from rerank.errors import BackboneError, InputError, UnknownNameError
 from rerank.training.recipe import Recipe
+from rerank.training.reinforce.checks import check_reinforce
 
 if TYPE_CHECKING:
+    from torch import Generator
+
     from rerank.training.forward import RankLoss
     from rerank.training.sources import Pool, Source
 
@@ -44,6 +47,7 @@ def check_options(recipe: Recipe) -> None:
     _check_optimizer(recipe)
     _check_processes(recipe)
     rank_loss(recipe)
+    check_reinforce(recipe)
     if recipe.adapter.method != "full" and recipe.start is None:
         from rerank.training.methods import configuration
 
@@ -74,13 +78,15 @@ def _check_processes(recipe: Recipe) -> None:
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if recipe.schedule.batch % world:
         raise InputError(f"a batch of {recipe.schedule.batch} lists cannot be shared by {world} processes")
+    if recipe.clicks is not None and world > 1:
+        raise InputError(f"clicks are learnt from in one process, and there are {world}; start rerank train alone")
     if recipe.deepspeed is not None and find_spec("deepspeed") is None:
         raise BackboneError("the recipe's deepspeed needs deepspeed: pip install deepspeed")
     if recipe.fsdp is not None and world == 1:
         raise InputError("fsdp shares a model among processes; start with: accelerate launch -m rerank train RECIPE")
 
 
-def rank_loss(recipe: Recipe) -> RankLoss | None:
+def rank_loss(recipe: Recipe, generator: Generator | None = None) -> RankLoss | None:
     """The recipe's loss with its options, one value a list. Raises UnknownNameError for an option it has not."""
     if recipe.loss is None:
         return None
@@ -88,18 +94,22 @@ def rank_loss(recipe: Recipe) -> RankLoss | None:
 
     if "reduction" in recipe.loss.options:
         raise InputError("loss: a batch is the mean over its lists; take reduction out")
+    if "generator" in recipe.loss.options:
+        raise InputError("loss: its random numbers come from the recipe's seed; take generator out")
     options: dict[str, Any] = {**recipe.loss.options, "reduction": "none"}
-    return load_loss(recipe.loss.name, **options)
+    return load_loss(recipe.loss.name, generator=generator, **options)
 
 
 def check_labels(recipe: Recipe, pools: Sequence[tuple[Source, Sequence[Pool]]]) -> None:
     """Whether the loss can read what the sources have, now and not at the first list that it cannot read."""
     import torch
 
-    if (loss := rank_loss(recipe)) is None:
+    if (loss := rank_loss(recipe)) is None or recipe.clicks is not None:  # which are 0 and 1
         return
     for source, own in pools:
         ends = [max(max(pool.labels) for pool in own), min(min(pool.labels) for pool in own)]
+        if recipe.rankings is not None:
+            ends = [1.0, 0.0]  # what a measure can be
         try:
             loss(torch.zeros(1, 2), torch.tensor([ends]), torch.ones(1, 2, dtype=torch.bool))
         except InputError as error:

@@ -11,7 +11,7 @@ from rerank.data import load_dataset, read_run
 from rerank.errors import InputError
 from rerank.eval import evaluate
 from rerank.reranker import Reranker
-from rerank.training.recipe import Evaluation
+from rerank.training.parts import Evaluation
 from rerank.training.sources import BM25, placed
 from rerank.types import Candidates
 

@@ -8,7 +8,9 @@ left, and a classifier's on the right.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import groupby
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -16,8 +18,13 @@ from torch.nn.utils.rnn import pad_sequence
 
 from rerank.backbones import packing
 from rerank.losses.language import importance_lm
-from rerank.prompts.answers import AnswerSpec, Binary, Graded, Likelihood
+from rerank.prompts.answers import AnswerSpec, Binary, Graded, Likelihood, Permutation
+from rerank.training.gauges import Draws, Gauges
+from rerank.training.learners import Learner
 from rerank.training.objectives import Asked, Question
+
+if TYPE_CHECKING:
+    from rerank.training.reference import Reference
 
 RankLoss = Callable[[Tensor, Tensor, Tensor], Tensor]  # scores, labels, mask [Q, n] -> [Q]
 
@@ -28,7 +35,10 @@ class Objective:
 
     A list's questions have equal parts of its loss, and its language-model loss is a mean over its own tokens (FIRST
     takes the mean over the batch's), so that the gradient of a batch is the mean of its lists' gradients however it
-    is cut in pieces. `importance` weighs a token by its passage's rank, `separators` what stands between.
+    is cut in pieces. `importance` weighs a token by its passage's rank, `separators` what stands between. `draws`
+    gives a rank loss that samples its random numbers, `gauges` look at what it is given. With `reference` that is not
+    the score but beta · the log-ratio to the reference. `clicks` makes the
+    rank loss's labels where lists have clicks.
     """
 
     answer: AnswerSpec
@@ -37,22 +47,62 @@ class Objective:
     write_weight: float = 0.0
     importance: bool = False
     separators: float = 1.0
+    draws: Draws | None = None
+    reference: Reference | None = None
+    gauges: Gauges = field(default_factory=Gauges)
+    clicks: Learner | None = None
 
     def loss(self, lists: Sequence[Sequence[Question]], run: Run) -> Tensor:
         """The sum over the lists of their losses, float32."""
         questions = [question for each in lists for question in each]
         shares = torch.tensor([q.weight / len(each) for each in lists for q in each], device=run.device)  # [Q]
-        logits = run.logits([asked for question in questions for asked in question.sequences])
+        sequences = [asked for question in questions for asked in question.sequences]
+        # the reference first: it must not find a graph whose parameters it exchanges
+        before = self.reference.logits(sequences, run) if self.reference is not None else None
+        logits = run.logits(sequences)
         total = shares.new_zeros(())
         if self.rank is not None:
-            scores = self._scores(questions, logits)
-            padded = pad_sequence(scores, batch_first=True)
-            labels = pad_sequence([torch.tensor(q.labels) for q in questions], batch_first=True).to(run.device)
-            mask = _filled([len(s) for s in scores], run.device)
-            total = total + self.rank_weight * (shares * self.rank(padded, labels, mask)).sum()
+            if self.reference is None or before is None:
+                ranked = self._ranked(questions, self._scores(questions, logits))
+            else:
+                old = self._log_probs(questions, before)
+                ratios = zip(self._log_probs(questions, logits), old, strict=True)
+                ranked = self._ranked(questions, [self.reference.beta * (new - own) for new, own in ratios], old)
+            total = total + self.rank_weight * (shares * ranked).sum()
         if self.write_weight:
             total = total + self.write_weight * (shares * self._written(questions, logits)).sum()
         return total
+
+    def _ranked(
+        self, questions: Sequence[Question], scores: Sequence[Tensor], before: Sequence[Tensor] | None = None
+    ) -> Tensor:
+        """The rank loss of each question `[Q]`; one that samples is given list after list, each with its own draws."""
+        assert self.rank is not None
+        places = range(len(questions))
+        groups = [list(places)]
+        if self.draws is not None:
+            groups = [list(own) for _, own in groupby(places, lambda i: questions[i].index)]
+        found = []
+        for group in groups:
+            own = [scores[i] for i in group]
+            labels = pad_sequence([torch.tensor(questions[i].labels) for i in group], batch_first=True)
+            mask = _filled([len(s) for s in own], own[0].device)
+            padded, labels = pad_sequence(own, batch_first=True), labels.to(mask.device)
+            if self.clicks is not None:
+                positions = pad_sequence([torch.tensor(questions[i].positions) for i in group], batch_first=True)
+                labels = self.clicks.targets(padded.detach(), labels, mask, positions.to(mask.device))
+            given = padded, labels, mask
+            old = pad_sequence([before[i] for i in group], batch_first=True) if before is not None else None
+            for name in self.gauges.known:
+                self._begin(questions[group[0]])
+                self.gauges.look(name, *given, old)
+            self._begin(questions[group[0]])
+            found.append(self.rank(*given))
+        return torch.cat(found)
+
+    def _begin(self, question: Question) -> None:
+        if self.draws is not None:
+            self.draws.begin(question.index)
 
     def _scores(self, questions: Sequence[Question], logits: Sequence[Tensor]) -> list[Tensor]:
         """For each question a score for each of its labels: `[n]`."""
@@ -73,6 +123,27 @@ class Objective:
         if isinstance(self.answer, Graded):
             return read.softmax(-1) @ torch.tensor(list(self.answer.grades.values()), device=read.device)
         return read[0]
+
+    def _log_probs(self, questions: Sequence[Question], logits: Sequence[Tensor]) -> list[Tensor]:
+        """For each question log π(y_i|x) of each of its labels: `[n]`. A letter's, and that of yes, are among the
+        prompt's labels, as they are read; a grade counts as a share of the highest; a text's is over its tokens."""
+        assert self.reference is not None
+        sequences = [asked for question in questions for asked in question.sequences]
+        if isinstance(self.answer, Likelihood | Permutation):
+            spoken, mask = _spoken(sequences, logits)
+            total = spoken.sum(-1) / mask.sum(-1) if self.reference.mean else spoken.sum(-1)
+            return list(torch.split(total, [len(q.sequences) for q in questions]))
+        rows = iter(zip(sequences, logits, strict=True))
+        return [self._chosen([next(rows) for _ in question.sequences]) for question in questions]
+
+    def _chosen(self, answers: Sequence[tuple[Asked, Tensor]]) -> Tensor:
+        logs = torch.stack([own[0, list(asked.labels)] for asked, own in answers]).float().log_softmax(-1)
+        if isinstance(self.answer, Binary):
+            return logs[:, 0]
+        if isinstance(self.answer, Graded):
+            grades = torch.tensor(list(self.answer.grades.values()), device=logs.device)
+            return (logs + (grades / grades.max()).log()).logsumexp(-1)
+        return logs[0]
 
     def _written(self, questions: Sequence[Question], logits: Sequence[Tensor]) -> Tensor:
         """The language-model loss of each question's one sequence: `[Q]`."""

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rerank.data import Corpus, Dataset, Run, open_text
+from rerank.data.files import appearing_whole
 from rerank.errors import InputError
 from rerank.training.sources import normalised
 from rerank.types import Candidates, Passage
@@ -32,8 +33,9 @@ class Mined:
 @dataclass(frozen=True, slots=True)
 class Miner:
     """`negatives` of each query, the hardest first: by the teacher's scores if there is a run of it, else as the first
-    stage has them. A judgment of `relevant` or more makes a positive; `positives` is the most that are kept, best
-    judged first.
+    stage has them. With `last` they are the least hard of the candidates, as DUQGen takes the last 4 of 100: where one
+    document of a query is known, what a first stage has at its head is often an answer too. A judgment of `relevant` or
+    more makes a positive; `positives` is the most that are kept, best judged first.
 
     With a teacher, `share` leaves out negatives that score more than this share of what the query's positives
     score in the mean (the paper's TopK-PercPos, best at 0.95; for scores above 0), and `margin` those that score
@@ -46,6 +48,7 @@ class Miner:
     teacher: Run | None = None
     share: float | None = None
     margin: float | None = None
+    last: bool = False
 
     def __post_init__(self) -> None:
         if self.negatives < 1 or self.relevant < 1 or (self.positives is not None and self.positives < 1):
@@ -97,7 +100,8 @@ class Miner:
             negatives.sort(key=lambda p: -scores[p.doc_id])
         if not negatives:
             return "without a negative"
-        kept = {p.doc_id for p in negatives[: self.negatives]} | set(list(positives)[: self.positives])
+        mined = negatives[-self.negatives :] if self.last else negatives[: self.negatives]
+        kept = {p.doc_id for p in mined} | set(list(positives)[: self.positives])
         missed = [passage for doc_id, passage in positives.items() if doc_id in kept and doc_id not in ranked]
         passages = [p for p in asked.passages if p.doc_id in kept] + missed
         labels = {p.doc_id: max(0, judged.get(p.doc_id, 0)) for p in passages}
@@ -133,21 +137,15 @@ def write_lists(path: str | Path, mined: Iterable[Mined]) -> Counter[str]:
 
     Counts `queries`, `positives` (labels above 0) and `negatives`. The file appears when it is whole.
     """
-    path = Path(path)
-    partial = path.with_name(f".writing.{path.name}")  # the ending says how to compress
     counts: Counter[str] = Counter()
-    try:
-        with open_text(partial, "w") as stream:
-            for one in mined:
-                query, passages = one.candidates.query, one.candidates.passages
-                docs = [_doc(passage, one.labels[passage.doc_id]) for passage in passages]
-                record = {"qid": query.query_id, "query": query.text, "docs": docs}
-                stream.write(json.dumps(record, ensure_ascii=False) + "\n")
-                above = sum(label > 0 for label in one.labels.values())
-                counts.update(queries=1, positives=above, negatives=len(docs) - above)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with appearing_whole(path) as partial, open_text(partial, "w") as stream:
+        for one in mined:
+            query, passages = one.candidates.query, one.candidates.passages
+            docs = [_doc(passage, one.labels[passage.doc_id]) for passage in passages]
+            record = {"qid": query.query_id, "query": query.text, "docs": docs}
+            stream.write(json.dumps(record, ensure_ascii=False) + "\n")
+            above = sum(label > 0 for label in one.labels.values())
+            counts.update(queries=1, positives=above, negatives=len(docs) - above)
     return counts
 
 

@@ -25,13 +25,15 @@ _PHASE, _PASS, _DRAW = range(3)  # what a stream of random numbers is for, so th
 
 @dataclass(frozen=True, slots=True)
 class TrainingList:
-    """`labels` stand beside `passages`. The loss of the list is multiplied by `weight`."""
+    """`labels` stand beside `passages`. The loss of the list is multiplied by `weight`. Where labels are clicks,
+    `positions` (1-based) say where users saw the passages."""
 
     query: Query
     passages: tuple[Passage, ...]
     labels: tuple[float, ...]
     source: str
     weight: float = 1.0
+    positions: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

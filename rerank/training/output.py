@@ -5,17 +5,20 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from rerank.errors import InputError
+from rerank.training.parts import Part
 from rerank.training.recipe import Recipe
 
 
 @dataclass(frozen=True, slots=True)
 class Trained:
     """What came out. `loss` is the mean of the last logged steps; `measure` the development set's, of the weights that
-    were kept; `kept` the share of the adapter that its compression left; `tokens_per_s` while steps were computed."""
+    were kept; `kept` the share of the adapter that its compression left; `tokens_per_s` while steps were computed;
+    `gauges` what else was told of the last logged steps, by name."""
 
     folder: Path
     steps: int
@@ -23,9 +26,10 @@ class Trained:
     measure: float | None
     kept: float
     tokens_per_s: float
+    gauges: Mapping[str, float] = field(default_factory=dict)
 
 
-def claim(out: Path, recipe: Recipe, fresh: bool) -> None:
+def claim(out: Path, recipe: Part, fresh: bool) -> None:
     """Makes the output folder this recipe's; of several processes the first does. Only a folder of ours is emptied,
     and without being asked only one where nothing was trained yet."""
     if os.environ.get("RANK", "0") != "0":
@@ -55,11 +59,13 @@ def finished(out: Path, recipe: Recipe) -> Trained | None:
         return None
     told = json.loads((out / "result.json").read_text(encoding="utf-8"))
     measure = told[recipe.evaluation.measure] if recipe.evaluation is not None else None
-    return Trained(folder, told["steps"], told["loss"], measure, told["kept"], told["tokens_per_s"])
+    return Trained(
+        folder, told["steps"], told["loss"], measure, told["kept"], told["tokens_per_s"], told.get("gauges", {})
+    )
 
 
 def record(out: Path, result: Trained, measure: str) -> None:
     """Says in the folder that all is done."""
-    told = {"steps": result.steps, "loss": result.loss, measure: result.measure, "kept": result.kept}
-    told["tokens_per_s"] = result.tokens_per_s
+    told: dict[str, object] = {"steps": result.steps, "loss": result.loss, measure: result.measure}
+    told |= {"kept": result.kept, "tokens_per_s": result.tokens_per_s, "gauges": dict(result.gauges)}
     (out / "result.json").write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")

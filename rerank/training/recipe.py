@@ -3,27 +3,35 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Literal, Self
+from typing import Literal, Self, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
 from rerank.errors import InputError, UnknownNameError
-from rerank.eval import Measure
 from rerank.losses import LOSSES
 from rerank.prompts import Prompt, load_prompt
 from rerank.strategies import load_strategy
-from rerank.strategies.base import Strategy
+from rerank.strategies.base import Strategy, with_budget
 from rerank.strategies.full import FullRanking
+from rerank.training.click_parts import Clicks, check_clicks
 from rerank.training.methods import METHODS
 from rerank.training.mixture import Curriculum
 from rerank.training.objectives import check_prompt
+from rerank.training.parts import AdapterPart, Evaluation, LossPart, Part, Schedule, WritePart
+from rerank.training.preferences import RankingsPart, ReferencePart, check_preferences
+from rerank.training.reinforce.part import ReinforcePart, fits
+from rerank.training.reinforce.rewards import FITS
 from rerank.training.sources import Source
+from rerank.training.written import WRITERS
 
-StrategyName = Literal["pointwise", "score-head", "pairwise", "setwise", "first", "full-ranking"]
+StrategyName = Literal[
+    "pointwise", "score-head", "pairwise", "setwise", "first", "full-ranking",
+    "rank-r1", "listwise", "groupwise", "elimination",
+]  # fmt: skip
 PROMPTS: Mapping[str, str] = {
     "pointwise": "pointwise-yes-no",
     "score-head": "pointwise-pair",
@@ -31,106 +39,14 @@ PROMPTS: Mapping[str, str] = {
     "setwise": "setwise",
     "first": "first-identifier",
     "full-ranking": "full-ranking",
+    "rank-r1": "setwise-reasoning",
+    "listwise": "listwise-reasoning",
+    "groupwise": "groupwise",
+    "elimination": "elimination-permutation",
 }
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class LossPart(_Part):
-    """`name` in rerank.losses, and the loss's own options beside it. The loss is multiplied by `factor`."""
-
-    model_config = ConfigDict(extra="allow", frozen=True)
-    name: str
-    factor: float = Field(1.0, gt=0)
-
-    @property
-    def options(self) -> dict[str, object]:
-        return dict(self.model_extra or {})
-
-    @field_validator("name")
-    @classmethod
-    def _known(cls, name: str) -> str:
-        if name not in LOSSES:
-            raise UnknownNameError("loss", name, LOSSES)
-        return name
-
-
-class WritePart(_Part):
-    """The language-model loss of the permutation. `importance`: identifiers at the top weigh more, what stands
-    between them `separators` (Liu et al., ACL 2025)."""
-
-    factor: float = Field(1.0, gt=0)
-    importance: bool = False
-    separators: float = Field(1.0, gt=0, le=1)
-    top: int | None = Field(None, ge=1)
-
-
-class AdapterPart(_Part):
-    """`method` as `rerank.training.methods` names it, `targets` the layers ("all-linear", or names), and the options
-    of PEFT's configuration. `compress` is the rank that the finished adapter is brought to by SVD."""
-
-    model_config = ConfigDict(extra="allow", frozen=True)
-    method: str = "lora"
-    targets: str | tuple[str, ...] = "all-linear"
-    compress: int | None = Field(None, ge=1)
-
-    @property
-    def options(self) -> dict[str, object]:
-        return dict(self.model_extra or {})
-
-    @model_validator(mode="after")
-    def _full_has_none(self) -> Self:
-        if self.method == "full" and (self.options or self.compress or self.targets != "all-linear"):
-            raise ValueError("method full trains every weight: it has no targets, compress or other options")
-        return self
-
-
-class Schedule(_Part):
-    """`lists` in all, `batch` lists for each step of the optimiser, over all processes. `batch_tokens` is the most
-    that is computed at once: a larger batch is done in pieces, to the same gradient. `average` gives the mean of the
-    weights of that many last checkpoints."""
-
-    lists: int | None = Field(None, ge=1)
-    batch: int = Field(16, ge=1)
-    batch_tokens: int | None = Field(None, ge=64)
-    learning_rate: float = Field(1e-4, gt=0)
-    decay: Literal["cosine", "linear", "constant", "constant_with_warmup"] = "cosine"
-    warmup: float = Field(0.05, ge=0, lt=1)
-    weight_decay: float = Field(0.0, ge=0)
-    clip: float = Field(1.0, gt=0)
-    optimizer: str = "adamw_torch"
-    optimizer_options: str | None = None
-    optimizer_targets: str | tuple[str, ...] | None = None
-    neftune: float | None = Field(None, gt=0)
-    gradient_checkpointing: bool = False
-    save_every: int | None = Field(None, ge=1)
-    keep: int = Field(2, ge=1)
-    average: int = Field(1, ge=1)
-    workers: int = Field(0, ge=0)
-
-
-class Evaluation(_Part):
-    """Ranks `dataset` every `every` steps and at the end, when a checkpoint is written too; the one with the best
-    `measure` is kept, and training stops after `patience` evaluations without a better one."""
-
-    dataset: str
-    run: str | None = None
-    depth: int = Field(100, ge=2)
-    queries: int | None = Field(None, ge=1)
-    measure: str = "nDCG@10"
-    every: int = Field(100, ge=1)
-    patience: int | None = Field(None, ge=1)
-    options: dict[str, object] = Field(default_factory=dict)
-
-    @field_validator("measure")
-    @classmethod
-    def _measure(cls, name: str) -> str:
-        return str(Measure.parse(name))
-
-
-class Recipe(_Part):
+class Recipe(Part):
     """The whole of a run. Paths are relative to the recipe's folder."""
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9.-]*$")
@@ -139,12 +55,17 @@ class Recipe(_Part):
     strategy: StrategyName
     prompt: str | None = None
     passage_tokens: int | None = Field(None, ge=1)
+    reason_tokens: int | None = Field(None, ge=1)
     pairs: int | None = Field(None, ge=1)
     loss: LossPart | None = None
     write: WritePart | None = None
+    reference: ReferencePart | None = None
+    rankings: RankingsPart | None = None
+    reinforce: ReinforcePart | None = None
     adapter: AdapterPart = AdapterPart()
     start: str | None = None
     data: tuple[Source, ...] = Field(min_length=1)
+    clicks: Clicks | None = None
     curriculum: float | None = Field(None, gt=0, le=1)
     schedule: Schedule = Schedule()
     evaluation: Evaluation | None = None
@@ -170,33 +91,38 @@ class Recipe(_Part):
     def _as_it_ranks(cls, data: object) -> object:
         """Full ranking writes, and cuts passages as its strategy does, unless the recipe says otherwise."""
         if isinstance(data, dict) and data.get("strategy") == "full-ranking":
-            return {"write": {}, "passage_tokens": FullRanking().passage_tokens, **data}
+            usual: dict[str, object] = {"passage_tokens": FullRanking().passage_tokens}
+            return usual | ({} if "rankings" in data else {"write": {}}) | data
         return data
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
-        if self.strategy == "full-ranking":
+        check_preferences(self)
+        if self.strategy in WRITERS and self.rankings is None:
             if self.loss is not None:
                 raise ValueError(
-                    f"loss {self.loss.name} needs scores, and full-ranking only writes; give write: instead of loss:"
+                    f"loss {self.loss.name} needs scores, and {self.strategy} only writes; give write: instead of loss:"
                 )
-            if self.write is None:
-                raise ValueError("strategy full-ranking only writes; leave write in")
-        elif self.loss is None:
+            if self.write is None and self.reinforce is None:
+                either = "leave write in" if self.strategy not in FITS else "give write: or reinforce:"
+                raise ValueError(f"strategy {self.strategy} only writes; {either}")
+        elif self.loss is None and self.reinforce is None:
             raise ValueError(f"strategy {self.strategy} needs a loss; known: {', '.join(LOSSES)}")
-        if self.write is not None and self.strategy not in ("first", "full-ranking"):
+        if self.write is not None and self.strategy not in ("first", *WRITERS):
             raise ValueError(f"strategy {self.strategy} writes no permutation; take write out")
+        fits_write(self)
+        fits(self)
         if self.write is not None and self.write.top is not None and self.strategy != "full-ranking":
             raise ValueError("write.top is for full-ranking")
         if self.pairs is not None and self.strategy != "pairwise":
             raise ValueError("pairs is for strategy pairwise")
         if self.loss is not None and self.strategy == "pairwise" and LOSSES[self.loss.name].labels == "utility":
             raise ValueError(f"loss {self.loss.name} needs amounts, which a pair has not")
-        taught = [source.title for source in self.data if source.taught]
+        taught = [source.title for source in self.data if source.ungraded]
         if self.loss is not None and taught and LOSSES[self.loss.name].labels in ("graded", "binary"):
             raise ValueError(
                 f"loss {self.loss.name} wants {LOSSES[self.loss.name].labels} labels, and {taught[0]} has a teacher's "
-                "scores; give one for an order or a teacher's scores, such as ranknet or kl"
+                "scores; make grades of them (grades: [0.5, 1.5]), or give a loss for an order, such as ranknet or kl"
             )
         if self.start is not None and self.adapter.model_copy(update={"compress": None}) != AdapterPart():
             raise ValueError("start goes on with an adapter as it is; leave out all of adapter but compress")
@@ -228,11 +154,12 @@ class Recipe(_Part):
         for source in self.data:
             if most is not None and source.size > most:
                 raise ValueError(f"{source.title}: size {source.size}, and {self.strategy} can name {most} passages")
+        check_clicks(self)
         return self
 
     @property
     def asked(self) -> Prompt:
-        return load_prompt(self.prompt or PROMPTS[self.strategy])
+        return with_budget(load_prompt(self.prompt or PROMPTS[self.strategy]), self.reason_tokens)
 
     @property
     def whole(self) -> bool:
@@ -246,13 +173,25 @@ class Recipe(_Part):
     def ranker(self) -> Strategy:
         """The strategy that the evaluation ranks with. Raises UnknownNameError for an option that it has not."""
         options = dict(self.evaluation.options) if self.evaluation is not None else {}
-        return load_strategy(
-            self.strategy, prompt=self.prompt or None, **{"passage_tokens": self.passage_tokens, **options}
-        )
+        return load_strategy(self.strategy, prompt=self.asked, **{"passage_tokens": self.passage_tokens, **options})
 
 
-def read_recipe(path: str | Path) -> Recipe:
-    """The recipe of a YAML file, checked as far as can be without a model. Raises InputError."""
+def fits_write(recipe: Recipe) -> None:
+    """What of `write` is for permutations only, and where a thought may be bounded. Raises ValueError."""
+    write, strategy = recipe.write, recipe.strategy
+    if recipe.reason_tokens is not None and strategy not in ("rank-r1", "listwise", "groupwise"):
+        raise ValueError(f"reason_tokens bounds a thought, and strategy {strategy} has none written; take it out")
+    if write is None:
+        return
+    if write.thought is not None and strategy not in FITS:
+        raise ValueError(f"strategy {strategy} writes no thought; take write.thought out")
+    ranked = write.importance or write.separators != 1.0
+    if ranked and strategy in FITS:
+        raise ValueError(f"write.importance and separators are for first and full-ranking, not {strategy}")
+
+
+def mapping_of(path: str | Path) -> dict[str, object]:
+    """What a recipe's file says, unchecked. Raises InputError."""
     path = Path(path)
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -262,6 +201,13 @@ def read_recipe(path: str | Path) -> Recipe:
         raise InputError(f"the recipe {path} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(data, dict):
         raise InputError(f"the recipe {path} must be a mapping, with name, strategy, loss and data")
+    return data
+
+
+def read_recipe(path: str | Path) -> Recipe:
+    """The recipe of a YAML file, checked as far as can be without a model. Raises InputError."""
+    path = Path(path)
+    data = mapping_of(path)
     base = path.resolve().parent
     prompt = data.get("prompt")
     if isinstance(prompt, str) and prompt.endswith((".yaml", ".yml")):
@@ -269,8 +215,10 @@ def read_recipe(path: str | Path) -> Recipe:
     try:
         recipe = Recipe.model_validate(data)
     except ValidationError as error:
-        raise InputError(f"{path}: {_told(error)}") from None
+        raise InputError(f"{path}: {told(error, Recipe)}") from None
     check_prompt(recipe.strategy, recipe.asked)
+    if recipe.write is not None and recipe.write.thought is not None and not recipe.asked.reasons:
+        raise InputError(f"{path}: prompt {recipe.asked.name!r} has no thought written; take write.thought out")
     if recipe.adapter.method not in METHODS:
         from rerank.training.methods import peft_types
 
@@ -282,6 +230,8 @@ def read_recipe(path: str | Path) -> Recipe:
     if recipe.evaluation is not None:
         Source(dataset=recipe.evaluation.dataset, run=recipe.evaluation.run).check(base)
         recipe.ranker()
+    if recipe.clicks is not None:
+        recipe.clicks.check_files(base, max(source.size for source in recipe.data))
     for name, given in (("start", recipe.start), ("deepspeed", recipe.deepspeed), ("fsdp_config", recipe.fsdp_config)):
         if given is not None and not (base / given).exists():
             raise InputError(f"{path}: {name}: {given!r} is not there (looked for {str(base / given)!r})")
@@ -290,13 +240,13 @@ def read_recipe(path: str | Path) -> Recipe:
     return recipe
 
 
-def _told(error: ValidationError) -> str:
+def told(error: ValidationError, root: type[BaseModel]) -> str:
     """The first mistake, with its place, and the nearest key for an unknown one."""
     first = error.errors()[0]
     place = [str(part) for part in first["loc"]]
     where = ".".join(place)
     if first["type"] == "extra_forbidden":
-        known = _keys(place[:-1])
+        known = _keys(place[:-1], root)
         near = get_close_matches(place[-1], known, n=1, cutoff=0.5)
         advice = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(sorted(known))}"
         return f"unknown key {where!r}; {advice}"
@@ -307,8 +257,18 @@ def _told(error: ValidationError) -> str:
     return f"{where + ': ' if where else ''}{first['msg'].removeprefix('Value error, ')}"
 
 
-def _keys(place: list[str]) -> set[str]:
-    parts: Mapping[str, type[BaseModel]] = {
-        "data": Source, "schedule": Schedule, "evaluation": Evaluation, "write": WritePart,
-    }  # fmt: skip
-    return set((parts[place[0]] if place else Recipe).model_fields)
+def _keys(place: list[str], root: type[BaseModel]) -> set[str]:
+    """What can stand at a place of the recipe."""
+    part = root
+    for name in place:
+        if not name.isdecimal():  # a number is a place in a list
+            part = next(_parts(part.model_fields[name].annotation), part)
+    return set(part.model_fields)
+
+
+def _parts(annotation: object) -> Iterator[type[BaseModel]]:
+    """The parts that an annotation speaks of: `Schedule`, `Clicks | None`, `tuple[Source, ...]`."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for inner in get_args(annotation):
+        yield from _parts(inner)

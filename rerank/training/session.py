@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import random
 import shutil
 import warnings
@@ -15,22 +14,27 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from rerank.adapters import Purpose
+from rerank.backbones.hardware import choose_dtype
 from rerank.errors import InputError
+from rerank.training.arguments import arguments
 from rerank.training.card import write_card
 from rerank.training.checks import rank_loss
 from rerank.training.development import Development
 from rerank.training.mixture import Mixture
 from rerank.training.output import Trained, record
 from rerank.training.recipe import Recipe
+from rerank.training.sessions import Sessions
 from rerank.training.sources import Pool, Source
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
     from transformers import TrainingArguments
 
     from rerank.backbones.weights import Weights
-    from rerank.training.forward import Objective
+    from rerank.training.forward import Objective, Run
+    from rerank.training.learners import Learner
     from rerank.training.objectives import Asker
+    from rerank.training.reference import Reference
     from rerank.training.trainer import Examples, RankingTrainer, Watch
 
 log = logging.getLogger(__name__)
@@ -70,14 +74,25 @@ class Session:
         wanted = schedule.lists or sum(len(own) for _, own in pools)
         self.steps = -(-wanted // schedule.batch)
         self.sources = [(source.title, len(own)) for source, own in pools]
-        self.mixture = Mixture(pools, seed=recipe.seed, total=self.steps * schedule.batch, curriculum=recipe.order)
+        total = self.steps * schedule.batch
+        self.mixture: Mixture | Sessions
+        self.learner: Learner | None = None
+        if recipe.clicks is None:
+            self.mixture = Mixture(pools, seed=recipe.seed, total=total, curriculum=recipe.order)
+        else:
+            self.mixture = Sessions([pool for _, own in pools for pool in own], recipe.clicks, recipe.seed, total)
         self.args = self._arguments()
+        if isinstance(self.mixture, Sessions) and recipe.clicks is not None:
+            from rerank.training.propensities import learner_of
+
+            self.learner = learner_of(recipe.clicks, base, self.mixture.longest, self.args.device)
+        self.dtype = choose_dtype(recipe.dtype, self.args.device)
         self.weights = self._load()
         self.asker = self._asker()
 
     def run(self) -> Trained:
-        from rerank.training.picture import draw_curve
-        from rerank.training.trainer import last_checkpoint, read_curve
+        from rerank.training.gauges import NAMES
+        from rerank.training.trainer import last_checkpoint
 
         examples = self._examples()
         model = self._model(examples)
@@ -98,14 +113,24 @@ class Session:
         if self.args.process_index == 0:
             measure = self._choose(trainer, measure)
             kept = self._write(folder)
-            draw_curve(read_curve(self.out / "curve.jsonl"), self.out / "curve.png", self._measured)
-        losses = [line["loss"] for line in trainer.state.log_history if "loss" in line]
-        result = Trained(folder, self.steps, losses[-1] if losses else None, measure, kept, trainer.counts.speed)
+            self._draw()
+        last: dict[str, float] = next((line for line in reversed(trainer.state.log_history) if "loss" in line), {})
+        told = {name: last[name] for name in NAMES if name in last}
+        result = Trained(folder, self.args.max_steps, last.get("loss"), measure, kept, trainer.counts.speed, told)
         if self.args.process_index == 0:
             record(self.out, result, self._measured)
-            told = {"steps": result.steps, f"{self._measured}, development set": measure, "loss": result.loss}
-            write_card(folder, self.recipe, self.weights.name, self.sources, told)
+            figures = {"steps": result.steps, f"{self._measured}, development set": measure, "loss": result.loss}
+            write_card(folder, self.recipe, self.weights.name, self.sources, figures | told)
         return result
+
+    def _arguments(self) -> TrainingArguments:
+        return arguments(self.recipe, self.base, self.out, self.steps)
+
+    def _draw(self) -> None:
+        from rerank.training.picture import draw_curve
+        from rerank.training.trainer import read_curve
+
+        draw_curve(read_curve(self.out / "curve.jsonl"), self.out / "curve.png", self._measured)
 
     @property
     def head(self) -> bool:
@@ -114,64 +139,6 @@ class Session:
     @property
     def _measured(self) -> str:
         return self.recipe.evaluation.measure if self.recipe.evaluation is not None else "measure"
-
-    def _arguments(self) -> TrainingArguments:
-        from transformers import TrainingArguments
-
-        from rerank.backbones.hardware import choose_device, choose_dtype
-
-        os.environ["TENSORBOARD_LOGGING_DIR"] = str(self.out / "tensorboard")
-        recipe, schedule, evaluation = self.recipe, self.recipe.schedule, self.recipe.evaluation
-        world = int(os.environ.get("WORLD_SIZE", "1"))
-        place = choose_device(None)
-        self.dtype = choose_dtype(recipe.dtype, place)
-        every = evaluation.every if evaluation is not None else None
-        saved = schedule.save_every or every or 100
-        # a log between two checkpoints would be a mean over other steps after a resume
-        logged = max(n for n in range(1, max(1, min(10, self.steps // 20)) + 1) if saved % n == 0)
-        targets = schedule.optimizer_targets
-        args = TrainingArguments(
-            output_dir=str(self.out),
-            per_device_train_batch_size=schedule.batch // world,
-            max_steps=self.steps,
-            learning_rate=schedule.learning_rate,
-            lr_scheduler_type=schedule.decay,
-            warmup_steps=round(schedule.warmup * self.steps),
-            optim=schedule.optimizer,
-            optim_args=schedule.optimizer_options,
-            optim_target_modules=list(targets) if isinstance(targets, tuple) else targets,
-            weight_decay=schedule.weight_decay,
-            max_grad_norm=schedule.clip,
-            neftune_noise_alpha=schedule.neftune,
-            activation_checkpointing=schedule.gradient_checkpointing,
-            bf16=str(self.dtype) == "torch.bfloat16",
-            use_cpu=place.type == "cpu",
-            seed=recipe.seed,
-            logging_steps=logged,
-            save_strategy="steps",
-            save_steps=saved,
-            save_total_limit=schedule.keep,
-            eval_strategy="no" if every is None else "steps",
-            eval_steps=every,
-            metric_for_best_model=None if evaluation is None else f"eval_{evaluation.measure}",
-            greater_is_better=None if evaluation is None else True,
-            load_best_model_at_end=evaluation is not None,
-            restore_callback_states_from_checkpoint=True,  # how patient it still is
-            report_to=["tensorboard"],
-            disable_tqdm=True,
-            remove_unused_columns=False,
-            dataloader_num_workers=schedule.workers,
-            dataloader_drop_last=True,
-            dataloader_pin_memory=False,
-            deepspeed=self._placed(recipe.deepspeed),
-            fsdp=recipe.fsdp,
-            fsdp_config=self._placed(recipe.fsdp_config),
-        )
-        args._n_gpu = min(1, args.n_gpu)  # a second GPU is used through accelerate, never by copies of the model
-        return args
-
-    def _placed(self, name: str | None) -> str | None:
-        return None if name is None else str(self.base / name)
 
     def _load(self) -> Weights:
         import torch
@@ -198,9 +165,11 @@ class Session:
             recipe.asked,
             self.weights.encoder,
             recipe.passage_tokens,
-            write=recipe.write is not None,
+            write=recipe.write is not None or recipe.rankings is not None,
             pairs=recipe.pairs or 4,
             top=recipe.write.top if recipe.write is not None else None,
+            rankings=recipe.rankings,
+            thought=(recipe.write.thought if recipe.write is not None else None) or "verdicts",
             seed=recipe.seed,
         )
 
@@ -257,7 +226,6 @@ class Session:
         from transformers import EarlyStoppingCallback, PrinterCallback
 
         from rerank.backbones.hardware import default_batch_tokens
-        from rerank.training.forward import Run
         from rerank.training.methods import unorthogonal
         from rerank.training.trainer import Allocation, RankingTrainer, Reporter, exact_head
 
@@ -267,16 +235,7 @@ class Session:
         with torch.no_grad():
             packs = not self.head and weights.probe(fed)
         allocates = weights.peft is not None and weights.peft.peft_config["default"].peft_type == "ADALORA"
-        run = Run(
-            weights.model,
-            self.args.device,
-            self.dtype,
-            packs=packs,
-            share=self.recipe.prefix_reuse,
-            head=self.head,
-            pad=weights.model.config.pad_token_id or 0,
-            noise=(noise, weights.model.get_input_embeddings()) if noise is not None else None,
-        )
+        run = self._run(packs, (noise, weights.model.get_input_embeddings()) if noise is not None else None)
         exact_head(weights.model)
         # experts that no token was sent to have no gradient; else all have one, and looking for more takes time
         self.args.ddp_find_unused_parameters = any("expert" in name for name, _ in weights.model.named_parameters())
@@ -297,21 +256,58 @@ class Session:
             trainer.add_callback(EarlyStoppingCallback(evaluation.patience))
         if allocates:
             trainer.add_callback(Allocation(weights.peft))
+        if self.learner is not None:
+            from rerank.training.click_callback import ClickCallback
+            from rerank.training.propensities import Journal
+
+            trainer.add_callback(ClickCallback(Journal(self.out, self.learner, self._true_curve)))
         trainer.add_callback(Reporter(trainer.counts, self.watch, self.out / "curve.jsonl", self._measured))
         return trainer
 
+    def _run(self, packs: bool, noise: tuple[float, nn.Module] | None = None) -> Run:
+        from rerank.training.forward import Run
+
+        return Run(
+            self.weights.model,
+            self.args.device,
+            self.dtype,
+            packs=packs,
+            share=self.recipe.prefix_reuse,
+            head=self.head,
+            pad=self.weights.model.config.pad_token_id or 0,
+            noise=noise,
+        )
+
     def _objective(self) -> Objective:
         from rerank.training.forward import Objective
+        from rerank.training.gauges import Gauges, drawing, gauges
 
         recipe, write = self.recipe, self.recipe.write
+        draws = drawing(recipe)
         return Objective(
             recipe.asked.answer,
-            rank_loss(recipe),
+            rank_loss(recipe, draws.generator if draws is not None else None),
             recipe.loss.factor if recipe.loss is not None else 1.0,
             write.factor if write is not None else 0.0,
             write.importance if write is not None else False,
             write.separators if write is not None else 1.0,
+            draws,
+            self._reference(),
+            Gauges(gauges(recipe, draws)),
+            self.learner,
         )
+
+    def _reference(self) -> Reference | None:
+        """Made before a checkpoint is read: the model as training found it."""
+        from rerank.training.reference import Beginning, Reference
+
+        part, peft = self.recipe.reference, self.weights.peft
+        if part is None or peft is None:
+            return None
+        return Reference(Beginning(peft), part.beta, part.length == "mean")
+
+    def _true_curve(self, progress: float) -> list[float] | None:
+        return self.mixture.curve(progress) if isinstance(self.mixture, Sessions) else None
 
     def _measure(self) -> float:
         """The development set's measure, of the weights as they are."""
@@ -373,4 +369,6 @@ def note(recipe: Recipe, base: Path, model: str, folder: Path) -> None:
     options: dict[str, object] = {} if recipe.passage_tokens is None else {"passage_tokens": recipe.passage_tokens}
     if recipe.evaluation is not None:
         options |= recipe.evaluation.options  # windows, say: what it was chosen with
+    if recipe.reason_tokens is not None:
+        options["reason_tokens"] = recipe.reason_tokens
     Purpose(model, recipe.strategy, named, options).write(folder)

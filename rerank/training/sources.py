@@ -12,6 +12,7 @@ import math
 import random
 import re
 import unicodedata
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -20,7 +21,7 @@ from pathlib import Path
 from typing import Annotated, Literal, Self
 
 import numpy as np
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, FiniteFloat, model_validator
 
 from rerank.data import Corpus, Dataset, Run, load_dataset, read_corpus, read_lists, read_queries, read_run
 from rerank.data.beir import is_beir
@@ -37,7 +38,8 @@ BM25 = "bm25"  # what `run` may say in place of a file
 class Pool:
     """What is known of one query. `labels` stand beside `passages`; higher is more relevant.
 
-    `ranked` says that the passages are in a first stage's order, which a teacher's own order is not.
+    `ranked` says that the passages are in a first stage's order, which a teacher's own order is not. Of a click log,
+    labels are clicks, and `positions` where each passage was shown (1-based).
     """
 
     query: Query
@@ -45,6 +47,7 @@ class Pool:
     labels: tuple[float, ...]
     source: str
     ranked: bool = True
+    positions: tuple[int, ...] = ()
 
 
 def _as_tuple(value: object) -> object:
@@ -67,6 +70,7 @@ class Source(BaseModel):
     labels           'judgments'; 'teacher': of the runs, or without any of them the scores inside the lists;
                      'auto': the teachers' where there are any
     judgment_weight  the label is the teacher's score + this * the judgment
+    grades           rising thresholds: the label is the number of them that it reaches, a grade
     unjudged         a candidate without a judgment has label 0, or is dropped
     exclude          datasets or query files whose queries are left out, compared by their words
     limit            so many queries at most, drawn at random (always the same ones)
@@ -84,6 +88,7 @@ class Source(BaseModel):
     teacher: Names = ()
     labels: Literal["auto", "judgments", "teacher"] = "auto"
     judgment_weight: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    grades: tuple[FiniteFloat, ...] = ()
     unjudged: Literal["zero", "drop"] = "zero"
     exclude: Names = ()
     limit: int | None = Field(default=None, ge=1)
@@ -98,8 +103,13 @@ class Source(BaseModel):
 
     @property
     def taught(self) -> bool:
-        """Whether the labels are a teacher's scores."""
+        """Whether the labels come from a teacher's scores."""
         return self.labels == "teacher" or bool(self.teacher)
+
+    @property
+    def ungraded(self) -> bool:
+        """Whether the labels are a teacher's scores as they are, which tell an order and no grade."""
+        return self.taught and not self.grades
 
     @model_validator(mode="after")
     def _nothing_is_ignored(self) -> Self:
@@ -107,6 +117,10 @@ class Source(BaseModel):
             raise ValueError("labels: judgments leaves the teacher unused; take out one of the two")
         if self.judgment_weight and not self.taught:
             raise ValueError("judgment_weight adds judgments to a teacher's scores; give a teacher")
+        if self.grades and not self.taught:
+            raise ValueError("grades are made of a teacher's scores, and judgments have theirs; give a teacher")
+        if list(self.grades) != sorted(set(self.grades)):
+            raise ValueError(f"grades {list(self.grades)} do not rise; give each threshold once, the lowest first")
         if self.unjudged == "drop" and self.taught and not self.judgment_weight:
             raise ValueError("unjudged: drop has no effect on a teacher's scores without judgment_weight")
         return self
@@ -132,7 +146,7 @@ def read_pools(source: Source, base: Path) -> list[Pool]:
     them scored; one teacher's scores are taken as they are.
     """
     source.check(base)
-    dataset = _dataset(source, base)
+    dataset = read_dataset(source, base)
     teachers = [read_run(base / name) for name in source.teacher]
     if not source.taught and dataset.qrels is None:
         raise InputError(
@@ -211,6 +225,8 @@ def _pool(source: Source, dataset: Dataset, teachers: Sequence[Run], asked: Cand
             return "without a teacher's scores"
         weight = source.judgment_weight
         labels = {doc_id: score + weight * max(0, judged.get(doc_id, 0)) for doc_id, score in found.items()}
+        if source.grades:
+            labels = {doc_id: float(bisect_right(source.grades, label)) for doc_id, label in labels.items()}
     elif not judged:
         return "without judgments"
     else:
@@ -255,7 +271,8 @@ def _candidates(
     return True, dataset.candidates(source.depth)
 
 
-def _dataset(source: Source, base: Path) -> Dataset:
+def read_dataset(source: Source, base: Path) -> Dataset:
+    """What the source names; with `limit` its queries are in random order."""
     if source.corpus is None:
         dataset = load_dataset(placed(source.dataset, base))
     else:

@@ -12,13 +12,10 @@ import logging
 import random
 import re
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
-
-import numpy as np
-from numpy.typing import NDArray
 
 from rerank.calls import Answer
 from rerank.data import BM25, read_lists
@@ -27,6 +24,7 @@ from rerank.errors import CacheError, InputError, PromptError
 from rerank.prompts import Prompt
 from rerank.prompts.answers import Text
 from rerank.strategies.base import Steps, Verdict
+from rerank.training.clusters import TEMPERATURE, Clusters, drawn
 from rerank.training.sources import load_corpus, normalised
 from rerank.types import Candidates, Outcome, Outcomes, Passage, Query
 
@@ -136,14 +134,16 @@ def read_documents(path: Path) -> dict[str, Passage]:
 
 
 def choose(
-    documents: Mapping[str, Passage], count: int, seed: int, clusters: Sequence[int] | None = None
+    documents: Mapping[str, Passage],
+    count: int,
+    seed: int,
+    clusters: Clusters | None = None,
+    temperature: float = TEMPERATURE,
 ) -> list[Passage]:
     """So many of the documents that have something to ask about, drawn at random and in random order, so that what is
     written first is a sample too.
 
-    `clusters` names the cluster of each of these documents (see `worth`): every cluster then gets its share by its
-    size. DUQGen draws within a cluster by the softmax of the similarity to its centre, which at its temperature of 1
-    is all but even; here it is even.
+    `clusters` are of these documents (see `worth`): the draw is `rerank.training.clusters.drawn` then.
     """
     known = worth(documents)
     if not known:
@@ -151,44 +151,12 @@ def choose(
     rng = random.Random(seed)
     if clusters is None or count >= len(known):
         return rng.sample(known, min(count, len(known)))
-    groups: dict[int, list[Passage]] = {}
-    for document, cluster in zip(known, clusters, strict=True):
-        groups.setdefault(cluster, []).append(document)
-    quotas = _quotas({cluster: len(group) for cluster, group in groups.items()}, count)
-    chosen = [document for cluster, group in sorted(groups.items()) for document in rng.sample(group, quotas[cluster])]
-    rng.shuffle(chosen)
-    return chosen
+    return [known[place] for place in drawn(clusters, count, rng, temperature)]
 
 
 def worth(documents: Mapping[str, Passage]) -> list[Passage]:
     """The documents long enough to be asked about."""
     return [document for document in documents.values() if len(document.full_text.split()) >= LEAST_WORDS]
-
-
-def _quotas(sizes: Mapping[int, int], count: int) -> dict[int, int]:
-    """`count` shared out by size, by the largest remainder.
-
-    >>> _quotas({0: 50, 1: 30, 2: 20}, 9)
-    {0: 4, 1: 3, 2: 2}
-    """
-    total = sum(sizes.values())
-    quotas = {name: size * count // total for name, size in sizes.items()}
-    by_remainder = sorted(sizes, key=lambda name: -(sizes[name] * count % total))
-    for name in by_remainder[: count - sum(quotas.values())]:
-        quotas[name] += 1
-    return quotas
-
-
-def cluster(embeddings: NDArray[np.float32], clusters: int, seed: int) -> list[int]:
-    """The cluster of each row, by k-means. Raises InputError without scikit-learn."""
-    try:
-        from sklearn.cluster import MiniBatchKMeans  # type: ignore[import-untyped, unused-ignore]
-    except ImportError as error:
-        raise InputError("clusters need scikit-learn: pip install scikit-learn; or leave them out") from error
-    if not 1 <= clusters <= len(embeddings):
-        raise InputError(f"clusters is {clusters}; give 1 to {len(embeddings)}, the number of documents")
-    made = MiniBatchKMeans(clusters, random_state=seed, n_init=3).fit_predict(embeddings)
-    return [int(name) for name in made]
 
 
 class Notebook:
@@ -277,15 +245,3 @@ def _write(path: Path, records: Iterable[Mapping[str, str]]) -> None:
 
 def told(refused: Mapping[str, int]) -> str:
     return ", ".join(f"{count:,} {why}" for why, count in sorted(refused.items()) if count) or "none"
-
-
-def embed_documents(
-    documents: Sequence[Passage], embed: Callable[[list[str]], NDArray[np.float32]], block: int = 64
-) -> NDArray[np.float32]:
-    """A row for each document; like lengths together, so that little is padding."""
-    order = sorted(range(len(documents)), key=lambda i: len(documents[i].full_text))
-    parts = [embed([documents[i].full_text for i in order[at : at + block]]) for at in range(0, len(order), block)]
-    rows = np.concatenate(parts)
-    found = np.empty_like(rows)
-    found[order] = rows
-    return found

@@ -8,6 +8,7 @@ whole checkpoint stands: the lists, the schedule and the random numbers are thos
 from __future__ import annotations
 
 import logging
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +16,10 @@ from rerank.training.checks import check_labels, check_options
 from rerank.training.development import read_development
 from rerank.training.output import Trained, claim, finished
 from rerank.training.recipe import read_recipe
+from rerank.training.reinforce.checks import check_gold
+from rerank.training.reinforce.session import ReinforceSession
 from rerank.training.session import Session, quiet
+from rerank.training.sessions import read_shown
 from rerank.training.sources import read_pools
 
 if TYPE_CHECKING:
@@ -39,7 +43,10 @@ def train(path: str | Path, out: str | Path, *, fresh: bool = False, watch: Watc
         return found
     base = path.resolve().parent
     development = read_development(recipe.evaluation, base) if recipe.evaluation is not None else None
-    pools = [(source, read_pools(source, base)) for source in recipe.data]
+    read = read_pools if recipe.clicks is None else partial(read_shown, recipe.clicks)
+    pools = [(source, read(source, base)) for source in recipe.data]
     check_labels(recipe, pools)
+    check_gold(recipe, pools)
+    made = Session if recipe.reinforce is None else ReinforceSession
     with quiet():
-        return Session(recipe, base, out, pools, development, watch).run()
+        return made(recipe, base, out, pools, development, watch).run()

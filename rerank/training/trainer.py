@@ -12,7 +12,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,8 +26,10 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from rerank.backbones.weights import exact
 from rerank.prompts.neutralise import control_token_pattern
 from rerank.training.forward import Objective, Run
+from rerank.training.gauges import NAMES
 from rerank.training.mixture import Mixture
 from rerank.training.objectives import ASKS, Asker, Question, neutralised
+from rerank.training.sessions import Sessions
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -42,7 +44,7 @@ Batch = Mapping[str, Sequence[Questions]]
 class Examples(TorchDataset[Questions]):
     """The lists of the mixture as questions. What list i asks depends on i alone."""
 
-    def __init__(self, mixture: Mixture, strategy: str, asker: Asker) -> None:
+    def __init__(self, mixture: Mixture | Sessions, strategy: str, asker: Asker) -> None:
         self._mixture, self._ask, self._asker = mixture, ASKS[strategy], asker
         self._control = control_token_pattern(asker.encoder.control_tokens)
 
@@ -51,7 +53,7 @@ class Examples(TorchDataset[Questions]):
 
     def __getitem__(self, index: int) -> Questions:
         shown = neutralised(self._mixture[index], self._control, self._asker.prompt.identifiers)
-        return self._ask(shown, self._asker, index)
+        return [replace(question, index=index) for question in self._ask(shown, self._asker, index)]
 
 
 def collate(lists: list[Questions]) -> dict[str, list[Questions]]:
@@ -72,7 +74,8 @@ class Counts:
 
 @dataclass(frozen=True, slots=True)
 class Moment:
-    """How training stands. `loss` is the mean since the last one; `measure` the last evaluation's, if there was one."""
+    """How training stands. `loss` and `reward` are means since the last one; `measure` the last evaluation's, if there
+    was one."""
 
     step: int
     steps: int
@@ -81,6 +84,7 @@ class Moment:
     best: float | None = None
     tokens_per_s: float = 0.0
     resumed: int = 0
+    reward: float | None = None
 
 
 Watch = Callable[[Moment], None]
@@ -136,6 +140,16 @@ class RankingTrainer(Trainer):  # type: ignore[misc]  # transformers has no type
         self.counts.seconds += time.monotonic() - started
         return total
 
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Beside a loss stands what the gauges told in the same steps."""
+        if "loss" in logs:
+            logs |= self.aim.gauges.told(self._together)
+        super().log(logs, start_time)
+
+    def _together(self, sums: Tensor) -> Tensor:
+        found: Tensor = self.accelerator.reduce(sums.to(self.asking.device), "sum")
+        return found
+
     def evaluate(self, *_: object, metric_key_prefix: str = "eval", **__: object) -> dict[str, float]:
         """The measure on the development set, by the first process for all."""
         assert self._measure is not None
@@ -179,6 +193,7 @@ class Reporter(TrainerCallback):  # type: ignore[misc]
     watch: Watch | None
     file: Path
     measure: str
+    follows: tuple[str, ...] = ()  # beginnings of other logged values that belong into the curve
     _seen: dict[str, float] = field(default_factory=dict)
     _from: int = 0
 
@@ -210,7 +225,9 @@ class Reporter(TrainerCallback):  # type: ignore[misc]
         if "loss" in logs:
             line |= {"loss": logs["loss"], "learning_rate": logs["learning_rate"]}
             line |= {"tokens_per_s": self.counts.speed}
-            self._seen["loss"] = logs["loss"]
+            line |= {name: logs[name] for name in NAMES if name in logs}
+            line |= {name: logs[name] for name in logs if name.startswith(self.follows) and logs[name] is not None}
+            self._seen |= {name: line[name] for name in ("loss", "reward") if name in line}
         if (value := logs.get(f"eval_{self.measure}")) is not None:
             line["measure"] = value
             self._note(value)

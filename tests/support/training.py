@@ -6,10 +6,14 @@ import json
 import random
 from pathlib import Path
 
+import pytest
+import torch
 import yaml
+from safetensors.torch import load_file
 
 from rerank.training.output import Trained
 from rerank.training.train import train
+from rerank.training.trainer import Moment, Watch
 
 TOPICS = ("flea", "bone", "tea", "moon", "river", "stone")
 
@@ -66,3 +70,29 @@ def losses(out: Path) -> list[float]:
 
 def curve(out: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in (out / "curve.jsonl").read_text().splitlines()]
+
+
+class Stopped(Exception):
+    pass
+
+
+def stop_at(step: int) -> Watch:
+    def watch(moment: Moment) -> None:
+        if moment.step == step:
+            raise Stopped
+
+    return watch
+
+
+def weights(out: Path) -> dict[str, torch.Tensor]:
+    folder = out / "adapter" if (out / "adapter").is_dir() else out / "model"
+    (file,) = folder.glob("*.safetensors")
+    return load_file(file)
+
+
+def assert_same(one: Path, other: Path) -> None:
+    assert [line["step"] for line in curve(one)] == [line["step"] for line in curve(other)]
+    assert losses(one) == pytest.approx(losses(other), abs=1e-5)
+    expected = weights(other)
+    for name, value in weights(one).items():
+        assert torch.allclose(value, expected[name], atol=1e-5), name
