@@ -144,7 +144,15 @@ class _Flight:
             self._drawn += 1
             self._held += 1
             self._sort(job)
+            if (cancellation := item.query.cancellation) is not None:
+                cancellation.then(lambda: self._soon(self._leave, job))
         self._go_on()
+
+    def _leave(self, job: Job) -> None:
+        """Its caller left, perhaps after it was done."""
+        if job.ranking is None:
+            self._drop(job, job.cancelled())
+            self._go_on()
 
     def _sort(self, job: Job) -> None:
         """A job that advanced: out, or in line with its next calls."""

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
@@ -276,65 +274,6 @@ def test_progress_comes_after_every_answer_in_the_callers_thread(make_candidates
     assert seen[-1].usage.seconds == pytest.approx(sum(r.usage.seconds for r in rankings))
 
 
-class Left(Exception):
-    pass
-
-
-@pytest.mark.parametrize("how", ["close", "forget", "progress", "interrupt"])
-def test_a_caller_that_leaves_cancels_what_is_in_flight(make_candidates: Make, how: str) -> None:
-    """Nothing of it goes on: no call, no thread, no draw."""
-    hanging = threading.Event()
-
-    async def gate(call: Call) -> None:
-        if query_of(call) != "q0":
-            hanging.set()
-            await Latch().wait()
-
-    def leave(_: Progress) -> None:
-        hanging.wait(WAIT_S)
-        raise Left if how == "progress" else KeyboardInterrupt
-
-    def source() -> Iterator[Candidates]:
-        for i in itertools.count():
-            yield make_candidates(2, f"q{i}")
-
-    backbone = AsyncScripted(oracle({}), 8, gate)
-    in_flight_leaves = how in ("progress", "interrupt")
-    ranker = rerank.load("pointwise", backbone=backbone, on_progress=leave if in_flight_leaves else None)
-    stream = ranker.rank_many(source())
-    if in_flight_leaves:
-        with pytest.raises(Left if how == "progress" else KeyboardInterrupt):
-            next(stream)
-    else:
-        next(stream)
-        assert hanging.wait(WAIT_S)
-        if how == "close":
-            stream.close()  # type: ignore[attr-defined]
-        else:
-            del stream
-    assert threads() == set()
-    assert backbone.flying == 0
-    assert {query_of(call) for call in backbone.cancelled} >= {"q1"}
-
-
-def test_a_source_that_blocks_is_left_behind(make_candidates: Make) -> None:
-    """The caller need not wait for it; it ends when it next gives something."""
-    release = threading.Event()
-
-    def blocked() -> Iterator[Candidates]:
-        yield make_candidates(2)
-        release.wait(WAIT_S)
-        yield make_candidates(2)
-
-    stream = rerank.load("pointwise", backbone=AsyncScripted(oracle({}))).rank_many(blocked())
-    next(stream)
-    stream.close()  # type: ignore[attr-defined]
-    assert threads() == {"rerank-source"}
-    left = next(t for t in threading.enumerate() if t.name == "rerank-source")
-    release.set()
-    left.join(WAIT_S)
-
-
 def test_it_works_inside_a_running_loop(make_candidates: Make) -> None:
     """As in a notebook. Two rankings on one backbone at a time, too."""
     backbone = AsyncScripted(oracle({"d2": 1.0}))
@@ -362,37 +301,6 @@ def test_stages_follow_one_another(make_candidates: Make) -> None:
         rankings = list(fused.rank_many([make_candidates(20, f"q{i}") for i in range(100)]))
         assert [r.query.query_id for r in rankings] == [f"q{i}" for i in range(100)]
         assert [r.doc_ids for r in rankings] == [[f"d{i}" for i in reversed(range(20))]] * 100
-
-
-AT_EXIT = """
-import sys
-sys.path.insert(0, {support!r})
-import asyncio, itertools, rerank
-from scripted_async import AsyncScripted, Latch
-from rerank.backbones import oracle
-from rerank.types import Candidates, Passage, Query
-
-async def gate(call):
-    if call.dialogue.query.query_id != "q0":
-        await asyncio.Event().wait()
-
-def source():
-    for i in itertools.count():
-        yield Candidates(Query("q", f"q{{i}}"), (Passage("a", "1"), Passage("b", "2")))
-
-stream = rerank.load("pointwise", backbone=AsyncScripted(oracle({{}}), gate=gate)).rank_many(source())
-print(next(stream).query.query_id)
-{end}
-"""
-
-
-@pytest.mark.parametrize("end", ["", "raise SystemExit(3)", "stream = [stream]; stream.append(stream)"])
-def test_the_interpreter_ends_without_a_word_while_calls_hang(request: pytest.FixtureRequest, end: str) -> None:
-    support = str(request.config.rootpath / "tests" / "support")
-    done = subprocess.run(
-        [sys.executable, "-c", AT_EXIT.format(support=support, end=end)], capture_output=True, text=True, timeout=60
-    )
-    assert (done.stdout, done.stderr, done.returncode) == ("q0\n", "", 3 if "3" in end else 0)
 
 
 def test_it_is_an_async_backbone() -> None:
