@@ -117,6 +117,8 @@ def compare(
     evaluation = recipe.evaluation
     if evaluation is None:
         raise InputError(f"{path} has no evaluation; give it one, for the losses are compared on its queries")
+    if recipe.clicks is not None:
+        raise InputError(f"{path} learns from clicks, whose learner decides on the loss; take clicks out")
     if lists is not None:
         recipe = recipe.model_copy(update={"schedule": recipe.schedule.model_copy(update={"lists": lists})})
     variants = {text: variant(recipe, text) for text in losses}

@@ -13,11 +13,10 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Protocol
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -28,12 +27,12 @@ from rerank.backbones.base import Backbone
 from rerank.backbones.embedded import EMBEDDED
 from rerank.bench.machine import Machine
 from rerank.bench.strategies_table import GIVEN, Comparison, Row, markdown
+from rerank.bench.watching import Unwatched, Watching
 from rerank.calls import Kind
 from rerank.data import Qrels, load_dataset, read_qrels, read_run
 from rerank.defaults import settle
 from rerank.errors import CapabilityError, InputError, RerankError
 from rerank.eval import Measure, evaluate
-from rerank.jobs import Progress
 from rerank.reranker import Reranker
 from rerank.runs import Journal, Totals, is_complete, journal_path, only_process, resumable_run, totals_of
 from rerank.strategies import Strategy, options_of
@@ -72,25 +71,6 @@ class Spec(BaseModel):
     device: str | None = None
     dtype: str | None = None
     rows: tuple[Entry, ...] = Field(min_length=1)
-
-
-class Watch(Protocol):
-    """Sees what is ranked, and how far that is."""
-
-    def watch(self, requests: Iterable[Candidates]) -> Iterator[Candidates]: ...
-
-    def show(self, done: Progress) -> None: ...
-
-
-Watching = Callable[[str, int, Callable[[int], int], int], AbstractContextManager[Watch]]
-
-
-class _Unwatched:
-    def watch(self, requests: Iterable[Candidates]) -> Iterator[Candidates]:
-        return iter(requests)
-
-    def show(self, done: Progress) -> None:
-        pass
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,7 +151,7 @@ def compare(
     *,
     queries: int | None = None,
     load: Callable[..., Backbone] = load_backbone,
-    watching: Watching = lambda *_: nullcontext(_Unwatched()),
+    watching: Watching = lambda *_: nullcontext(Unwatched()),
 ) -> Comparison:
     """Runs what is not done yet. After each row `strategies.md` and `strategies.json` in `out` have the table so far.
 

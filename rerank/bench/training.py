@@ -149,6 +149,7 @@ def _comparable(recipe: Recipe, path: Path) -> Recipe:
         "gradient_checkpointing is set": schedule.gradient_checkpointing,
         "deepspeed or fsdp is set": recipe.deepspeed is not None or recipe.fsdp is not None,
         "prefix_reuse is switched off": not recipe.prefix_reuse,
+        "clicks have a learner of their own": recipe.clicks is not None,
         "a score-head is trained on padded sequences by us too": recipe.strategy == "score-head",
     }
     for reason, holds in reasons.items():

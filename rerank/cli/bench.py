@@ -1,6 +1,6 @@
-"""`rerank bench`: how fast this library is on this machine, beside what one would use in its place.
+"""`rerank bench`: suites of datasets and rankers, and how fast this library is beside what one would use in its place.
 
-What is measured of training is in `bench_training`, of strategies in `bench_strategies`.
+Suites are in `bench_suite`. What is measured of training is in `bench_training`, of strategies in `bench_strategies`.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Annotated
 
 import typer
 from rich.table import Table as Screen
+from typer.core import TyperGroup
 
 from rerank import bench
 from rerank.backbones import BACKBONES
@@ -20,11 +21,23 @@ from rerank.backbones.embedded import EMBEDDED, resolve
 from rerank.backbones.hardware import choose_device, choose_dtype
 from rerank.cli import options as opt
 from rerank.cli.bench_strategies import strategies
+from rerank.cli.bench_suite import suite
 from rerank.cli.bench_training import losses, training
 from rerank.data import load_dataset
 from rerank.errors import InputError, UnknownNameError
 
-app = typer.Typer()
+
+class _SuiteFirst(TyperGroup):
+    """`rerank bench SUITE.yaml` is `rerank bench suite SUITE.yaml`."""
+
+    def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:  # type: ignore[override]
+        if args and args[0] not in self.commands and (Path(args[0]).suffix in SUITES or "/" in args[0]):
+            args = ["suite", *args]
+        return super().parse_args(ctx, args)
+
+
+app = typer.Typer(cls=_SuiteFirst)
+SUITES = (".yaml", ".yml")
 
 UNITS = {"pointwise": "pairs", "first": "windows"}
 TITLES = {"pointwise": "Pointwise, yes or no", "first": "FIRST, windows of 20 passages"}
@@ -32,7 +45,8 @@ TITLES = {"pointwise": "Pointwise, yes or no", "first": "FIRST, windows of 20 pa
 
 @app.callback(invoke_without_command=True)
 def _root(context: typer.Context) -> None:
-    """Measure how fast this machine ranks and trains, which strategy ranks best, and which loss trains best."""
+    """Run a suite of datasets and rankers: rerank bench SUITE.yaml. Or measure how fast this machine ranks and trains,
+    which strategy ranks best, and which loss trains best."""
     if context.invoked_subcommand is None:
         typer.echo(context.get_help())
 
@@ -146,6 +160,7 @@ def engines(
     _print(machine, settings, max(peaks), tables)
 
 
+app.command()(suite)
 app.command()(strategies)
 app.command()(losses)
 app.command()(training)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,7 +10,7 @@ from rich.table import Table as Screen
 
 from rerank.cli import options as opt
 from rerank.cli.one import counted
-from rerank.cli.progress import Bar
+from rerank.cli.progress import watching
 from rerank.errors import InputError
 
 if TYPE_CHECKING:
@@ -42,7 +41,7 @@ def strategies(
     folder = out or Path("runs") / bench.read_spec(spec).name
     page = None if into is None else _page(into)
     opt.say(f"comparing strategies in {folder}")
-    found = bench.compare(spec, folder, queries=queries, watching=_watching)
+    found = bench.compare(spec, folder, queries=queries, watching=watching)
     if into is not None and page is not None:
         into.write_text(insert(page, markdown(found)), encoding="utf-8")
     _print(found)
@@ -61,11 +60,6 @@ def _page(into: Path) -> str:
         raise InputError(f"cannot read --into {into}: {error}") from error
     insert(page, "")
     return page
-
-
-def _watching(title: str, queries: int, calls: Callable[[int], int], done: int) -> Bar:
-    opt.say(title)
-    return Bar(title, queries, calls, done=done)
 
 
 def _print(found: Comparison) -> None:
