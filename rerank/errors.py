@@ -48,5 +48,13 @@ class AdapterError(BackboneError):
     """An adapter is missing, unreadable, or was trained for another model."""
 
 
+class CancelledError(RerankError):
+    """Nobody waits for this query's ranking any more, so it was given up."""
+
+
+class BusyError(RerankError):
+    """More is waiting than may wait, or what takes requests is closing; ask again later."""
+
+
 class CacheError(RerankError):
     """A cached or resumable file is damaged or belongs to something else."""

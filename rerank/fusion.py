@@ -12,14 +12,19 @@ from __future__ import annotations
 import math
 import warnings
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import chain
 from threading import Lock
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
+from rerank.data import Run
 from rerank.errors import InputError, UnknownNameError
-from rerank.reranker import Ranker
+from rerank.reranker import Ranker, Reranker
 from rerank.types import Candidates, Outcomes, Ranking, Usage
+
+if TYPE_CHECKING:
+    import ranx
 
 OfRanks = Literal["rrf", "isr", "bordafuse"]
 OfScores = Literal["sum", "wsum", "mnz", "max", "min", "med"]
@@ -77,9 +82,10 @@ class Fusion(Ranker):
         shared = _Shared(requests, 1 + len(self.stages))
         rankings = [stage._run(shared.reader(i)) for i, stage in enumerate(self.stages, start=1)]
         for request, *found in zip(shared.reader(0), *rankings, strict=True):
-            yield self._fused(request, found)
+            yield self.fused(request, found)
 
-    def _fused(self, request: Candidates, rankings: Sequence[Ranking]) -> Ranking:
+    def fused(self, request: Candidates, rankings: Sequence[Ranking]) -> Ranking:
+        """What the stages found for a request, put together; for rankings that are there already."""
         n = len(request)
         order, scores = list(range(n)), [float(n - i) for i in range(n)]
         error = next((ranking.error for ranking in rankings if ranking.error is not None), None)
@@ -102,34 +108,102 @@ class Fusion(Ranker):
         )
 
     def _scores(self, request: Candidates, rankings: Sequence[Ranking]) -> list[float]:
-        """ranx's, passage by passage. Passages are named by their positions, which any id would be safe as."""
-        import ranx
+        """ranx's, passage by passage."""
+        everyone = {passage.doc_id: 0.0 for passage in request.passages}
+        found = [{hit.passage.doc_id: hit.score for hit in ranking} for ranking in rankings]
+        if any(docs.keys() != everyone.keys() for docs in found):
+            raise RuntimeError(f"a stage of a fusion did not return each of the {len(everyone)} passages once")
+        fused = _by_ranx(found, self.method, self.norm, self.weights, self.k)
+        return [fused[doc_id] for doc_id in everyone]
 
-        n = len(request)
-        names = {passage.doc_id: str(i) for i, passage in enumerate(request.passages)}
-        by_rank = self.norm in (None, "rank")
-        # ranx ranks by score, and orders ties at random: where ranks count, the places stand in for scores
-        runs = [
-            {names[hit.passage.doc_id]: float(n - hit.rank) if by_rank else hit.score for hit in ranking}
-            for ranking in rankings
-        ]
-        if any(run.keys() != set(names.values()) for run in runs):
-            raise RuntimeError(f"a stage of a fusion did not return each of the {n} passages once")
-        options: dict[str, object] = {} if self.weights is None else {"weights": list(self.weights)}
-        options |= {} if self.k is None else {"k": self.k}
-        with _ranx_lock, warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # numba's, of a cast in ranx's rrf, when that is first compiled
-            fused = ranx.fuse(
-                [ranx.Run({"q": run}) for run in runs],
-                norm=None if self.norm == "none" else self.norm,
-                method=self.method,
-                params=options,
-            )
-            return [float(fused.run["q"][str(i)]) for i in range(n)]
+    def rerankers(self) -> Iterator[Reranker]:
+        return chain.from_iterable(stage.rerankers() for stage in self.stages)
+
+    def limited(self, passage_tokens: int) -> Fusion:
+        stages = [stage.limited(passage_tokens) for stage in self.stages]
+        return Fusion(stages, method=self.method, norm=self.norm, weights=self.weights, k=self.k)
 
     def close(self) -> None:
         for stage in self.stages:
             stage.close()
+
+
+def fuse_runs(
+    *runs: Run,
+    method: OfRanks | OfScores = "rrf",
+    norm: Norm | None = None,
+    weights: Sequence[float] | None = None,
+    k: int | None = None,
+) -> Run:
+    """One run of several first stages' (a hybrid); see `fuse` for the methods.
+
+    Stages find different documents, and one that a stage did not find gets nothing of it: no term of a sum, and as if
+    that stage had not been asked in `max`, `min` and `med`; `bordafuse` shares out the points that are left. `zmuv` is
+    refused, since the nothing would be its mean. A rank is by score, ties in the run's own order; what ties in the
+    fusion stands in the order of the runs.
+    """
+    if len(runs) < 2:
+        raise InputError(f"there is {len(runs)} run to fuse; give two or more")
+    _check_options(method, norm, k)
+    _check_weights(method, weights, len(runs))
+    if norm == "zmuv":
+        raise InputError(
+            "zmuv puts the mean of what a stage found at 0, which is also what a document gets that it did not find; "
+            "give min-max, sum or rank"
+        )
+    scale = None if method in get_args(OfRanks) else norm or "min-max"
+    fused: Run = {}
+    for query_id in dict.fromkeys(query_id for run in runs for query_id in run):
+        found = [run.get(query_id, {}) for run in runs]
+        if any(not math.isfinite(score) for docs in found for score in docs.values()):
+            raise InputError(f"query {query_id!r}: a run to fuse has a score that is not finite")
+        each = [dict(sorted(docs.items(), key=lambda pair: -pair[1])) for docs in found]
+        scores = _by_ranx(each, method, scale, weights, (k or RRF_K) if method == "rrf" else None)
+        fused[query_id] = dict(sorted(scores.items(), key=lambda pair: -pair[1]))
+    return fused
+
+
+def _by_ranx(
+    found: Sequence[Mapping[str, float]],
+    method: OfRanks | OfScores,
+    norm: Norm | None,
+    weights: Sequence[float] | None,
+    k: int | None,
+) -> dict[str, float]:
+    """What ranx makes of one query's documents and scores, best first where ranks count; in the order of their first
+    place. Documents are named by numbers, which any id would be safe as."""
+    import ranx
+
+    names = {doc_id: str(i) for i, doc_id in enumerate(dict.fromkeys(doc_id for docs in found for doc_id in docs))}
+    if not names:
+        return {}
+    by_rank = norm in (None, "rank")
+    # ranx ranks by score, and orders ties at random: where ranks count, the places stand in for scores
+    runs = [
+        {names[doc_id]: float(-i) if by_rank else score for i, (doc_id, score) in enumerate(docs.items())}
+        for docs in found
+    ]
+    options: dict[str, object] = {} if weights is None else {"weights": list(weights)}
+    options |= {} if k is None else {"k": k}
+    with _ranx_lock, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # numba's, of a cast in ranx's rrf, when that is first compiled
+        fused = ranx.fuse(
+            [_ranx_run(run) for run in runs],
+            norm=None if norm == "none" else norm,
+            method=method,
+            params=options,
+        )
+        return {doc_id: float(fused.run["q"][name]) for doc_id, name in names.items()}
+
+
+def _ranx_run(docs: dict[str, float]) -> ranx.Run:
+    """ranx makes no run of a query without documents, and fuses one all the same."""
+    import ranx
+
+    run = ranx.Run({"q": docs or {"-": 0.0}})
+    if not docs:
+        del run.run["q"]["-"]
+    return run
 
 
 class _Shared:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 
 from rerank.backbones.base import Backbone, Prepared
 from rerank.calls import Answer
-from rerank.errors import CapabilityError, ContextError, InputError, RerankError
+from rerank.errors import CancelledError, CapabilityError, ContextError, InputError, RerankError
 from rerank.prompts.neutralise import control_token_pattern, neutralise
 from rerank.strategies.base import Steps, Strategy, Verdict
 from rerank.types import Candidates, Outcome, Outcomes, Passage, Query, Ranking, Usage
@@ -51,6 +51,10 @@ class Job:
         self.calls, self.answers = (), []
         self.outcomes += Outcomes.of(Outcome.FAILED)
         self.ranking = replace(self._ranking(Verdict(tuple(range(len(self.request))))), error=error)
+
+    def cancelled(self) -> CancelledError:
+        """What it fails with where its caller left."""
+        return CancelledError(f"query {self.request.query.query_id!r} was cancelled")
 
     def finish(self, verdict: Verdict) -> None:
         self.calls, self.answers = (), []

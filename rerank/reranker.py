@@ -12,18 +12,23 @@ import math
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Literal, Self
+from dataclasses import dataclass, fields, is_dataclass, replace
+from functools import cached_property, partial
+from itertools import chain
+from typing import TYPE_CHECKING, Literal, Self, cast
 
 from rerank.backbones import load_backbone
 from rerank.backbones.base import Backbone
 from rerank.defaults import DEFAULT_BACKBONE, Asked, resolve, settle
-from rerank.errors import InputError
+from rerank.errors import CapabilityError, InputError
 from rerank.jobs import Progress
 from rerank.prompts import Prompt
 from rerank.scheduler import MAX_CALLS, Scheduler
 from rerank.strategies.base import Strategy
 from rerank.types import Candidates, Query, Ranking, as_candidates
+
+if TYPE_CHECKING:
+    from rerank.merging import Merger
 
 Request = Candidates | tuple[str | Query, Iterable[object]]
 OnError = Literal["raise", "keep"]
@@ -52,6 +57,34 @@ class Ranker(ABC):
             if ranking.error is not None and on_error == "raise":
                 raise ranking.error
             yield ranking
+
+    async def arank(self, query: str | Query, passages: Iterable[object]) -> Ranking:
+        """As `rank`, without holding up the event loop.
+
+        Callers that wait together, as in `asyncio.gather`, share their batches. One that is cancelled frees its work:
+        at once where it has not begun, or an engine is asked call by call; else between two batches of the engine.
+        """
+        ranking = (await self._merger.ask(self, as_candidates(query, passages))).ranking
+        if ranking.error is not None:
+            raise ranking.error
+        return ranking
+
+    @cached_property
+    def _merger(self) -> Merger:
+        from rerank.merging import Merger  # asyncio and threads, for those who need them
+
+        return Merger()
+
+    def rerankers(self) -> Iterator[Reranker]:
+        """Those in it that ask a model, first stage first."""
+        return iter(())
+
+    def limited(self, passage_tokens: int) -> Ranker:
+        """The same ranker, of which no stage reads more than so many tokens of a passage.
+
+        Raises CapabilityError where a strategy has no option `passage_tokens`.
+        """
+        raise CapabilityError(f"a {type(self).__name__} cannot be told how many tokens of a passage to read")
 
     @abstractmethod
     def _run(self, requests: Iterable[Candidates]) -> Iterator[Ranking]:
@@ -96,10 +129,26 @@ class Reranker(Ranker):
         max_calls: int = MAX_CALLS,
     ) -> None:
         self.strategy, self.backbone = strategy, backbone
+        self._told = partial(Reranker, strict=strict, on_progress=on_progress, max_calls=max_calls)
         self._scheduler = Scheduler(strategy, backbone, strict=strict, on_progress=on_progress, max_calls=max_calls)
 
     def _run(self, requests: Iterable[Candidates]) -> Iterator[Ranking]:
         return self._scheduler.run(requests)
+
+    def rerankers(self) -> Iterator[Reranker]:
+        return iter((self,))
+
+    def limited(self, passage_tokens: int) -> Reranker:
+        own: object = self.strategy  # its class need be no dataclass
+        if (
+            not is_dataclass(own)
+            or isinstance(own, type)
+            or "passage_tokens" not in {each.name for each in fields(own)}
+        ):
+            raise CapabilityError(f"a {type(own).__name__} has no option passage_tokens")
+        before: int | None = getattr(own, "passage_tokens", None)
+        cut = passage_tokens if before is None else min(before, passage_tokens)
+        return self._told(cast("Strategy", replace(own, passage_tokens=cut)), self.backbone)
 
     def close(self) -> None:
         self.backbone.close()
@@ -112,6 +161,10 @@ class FirstStage(Ranker):
     scores are the reciprocal ranks 1 / r. A query of which only some passages have a score, or one that is no number,
     is an error.
     """
+
+    def limited(self, passage_tokens: int) -> FirstStage:
+        """Itself: it reads nothing."""
+        return self
 
     def _run(self, requests: Iterable[Candidates]) -> Iterator[Ranking]:
         return map(self._ranking, requests)
@@ -166,6 +219,12 @@ class Cascade(Ranker):
         *before, last = self.stages
         rankings = _in_a_row((*before, Stage(last.ranker)), requests)
         return rankings if last.keep is None else (ranking.top(last.keep) for ranking in rankings)
+
+    def rerankers(self) -> Iterator[Reranker]:
+        return chain.from_iterable(stage.ranker.rerankers() for stage in self.stages)
+
+    def limited(self, passage_tokens: int) -> Cascade:
+        return Cascade(tuple(replace(stage, ranker=stage.ranker.limited(passage_tokens)) for stage in self.stages))
 
     def close(self) -> None:
         for stage in self.stages:

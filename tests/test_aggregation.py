@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rerank import aggregation
+from rerank.aggregation import borda, bradley_terry, kemeny, kemeny_of_orders, path, wins
 from rerank.errors import InputError
-from rerank.strategies import aggregation
-from rerank.strategies.aggregation import borda, bradley_terry, kemeny, kemeny_of_orders, path, wins
 
 Matrix = list[list[float]]
 TIES = (0.0, 0.25, 0.5, 0.75, 1.0)  # their sums are exact, so that equal is equal

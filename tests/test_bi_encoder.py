@@ -9,11 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from bi_encoders import CONTEXT, save, save_bert
 from command import Cli, assert_error
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import BertConfig, BertForSequenceClassification, BertModel, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import BertForSequenceClassification, BertModel
 
 import rerank
 from rerank.backbones import load_backbone
@@ -25,39 +24,6 @@ from rerank.prompts import load_prompt
 from rerank.types import Candidates, Passage, Query
 
 Make = Callable[..., Candidates]
-TEXT = "which is best passage number word query a the flea lives days of rank relevant answer find : title"
-CONTEXT = 32
-SMALL = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
-
-
-def save_bert(folder: Path, kind: type[PreTrainedModel] = BertModel) -> Path:
-    letters = [f"{mark}{c}" for c in "abcdeghilnprstuwy0123456789" for mark in ("", "##")]
-    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *TEXT.split(), *letters]
-    vocabulary = {piece: i for i, piece in enumerate(dict.fromkeys(pieces))}
-    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
-    )
-    PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, cls_token="[CLS]", sep_token="[SEP]", pad_token="[PAD]", unk_token="[UNK]"
-    ).save_pretrained(folder)
-    config = BertConfig(
-        vocab_size=len(vocabulary), num_labels=1, max_position_embeddings=64, pad_token_id=0,
-        initializer_range=0.5, **SMALL,
-    )  # fmt: skip
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        kind(config).save_pretrained(folder)
-    return folder
-
-
-def save(folder: Path, *, normalize: bool = True, **options: object) -> Path:
-    """As sentence-transformers saves a model, with a limit below what its positions hold, as all-MiniLM has."""
-    inner = Transformer(str(save_bert(folder / "bert")), max_seq_length=CONTEXT)
-    parts = [inner, Pooling(SMALL["hidden_size"]), *([Normalize()] if normalize else [])]
-    SentenceTransformer(modules=parts, device="cpu", **options).save_pretrained(str(folder / "model"))  # type: ignore[arg-type]
-    return folder / "model"
 
 
 @pytest.fixture(scope="module")
@@ -315,3 +281,14 @@ def test_the_embedded_model_comes_out_of_its_wheel_and_ranks() -> None:
     assert scores["1"] == pytest.approx(
         by_hand(folder, "how long does a flea live", [ranking[0].passage.text])[0], abs=1e-5
     )
+
+
+def test_its_identity_is_all_that_an_embedding_depends_on(plain: Path, prompted: Path, tmp_path: Path) -> None:
+    backbone = load(plain)
+    backbone.embed("document", ["the flea lives"])
+    others = [load(plain, max_length=16), load(plain, instruction="find"), load(plain, dtype="float16")]
+    others += [load(prompted), load(save(tmp_path, seed=1))]
+    assert backbone.identity == load(plain).identity
+    assert len({one.identity for one in [backbone, *others]}) == 1 + len(others)
+    assert backbone.similarity == "cosine"
+    assert load(save(tmp_path / "dot", similarity_fn_name="dot")).similarity == "dot"

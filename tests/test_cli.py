@@ -28,12 +28,12 @@ COMMAND = (sys.executable, "-m", "rerank")
 def test_without_a_command_the_help_is_shown(cli: Cli) -> None:
     bare, asked = cli(), cli("--help")
     assert bare == asked == (0, bare.out, "")
-    for name in ("demo", "rank", "run", "eval", "bench", "ls"):
+    for name in ("demo", "rank", "run", "eval", "compare", "bench", "ls"):
         assert re.search(rf"^  {name}  +\S.*\.$", bare.out, re.MULTILINE)  # whole sentences, not cut by '...'
     assert cli("--version").out.startswith("rerank ")
 
 
-@pytest.mark.parametrize("command", ["demo", "rank", "run", "eval", "bench", "ls"])
+@pytest.mark.parametrize("command", ["demo", "rank", "run", "eval", "compare", "bench", "ls"])
 def test_every_command_explains_itself(command: str, cli: Cli) -> None:
     status, out, err = cli(command, "--help")
     assert (status, err) == (0, "")
@@ -93,7 +93,9 @@ def test_run_on_a_beir_folder(cli: Cli, model: list[str], beir: Path, tmp_path: 
     assert card["settings"]["prompt"].startswith("pointwise-yes-no@1#")
     assert card["settings"]["options"] == {"passage_tokens": None}
     assert card["usage"]["calls"] == card["outcomes"]["clean"] == 4
-    assert {"python", "rerank-llm", "torch", "transformers"} <= card["versions"].keys()
+    assert {"python", "rerank-llm", "torch", "transformers", "ranx"} <= card["versions"].keys()
+    assert card["command"].startswith(f"rerank run {beir} -s pointwise -o {output} --tag mine")
+    assert len(card["candidates"]) == 64
 
     before = {path: path.stat().st_mtime_ns for path in (output, tmp_path / "out.trec.json")}
     again = cli("run", beir, "-s", "pointwise", "-o", output, "--tag", "mine", *model)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from statistics import fmean, pstdev
 
 import pytest
 from adapters import save_adapter
@@ -13,7 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rerank.backbones import transformers_
-from rerank.cli.cascade import Written, parse, plan
+from rerank.cli.cascade import plan
+from rerank.cli.cascade_text import Term, Written, parse
 from rerank.cli.options import Engine
 from rerank.cli.progress import Summed
 from rerank.errors import InputError
@@ -23,15 +25,25 @@ from rerank.types import Usage
 NOTHING = Engine(None, None, "transformers", None, None, None)
 
 GRAMMAR: list[tuple[str, tuple[Written, ...]]] = [
-    ("first", (Written("first", {}, None),)),
-    (" first ", (Written("first", {}, None),)),
-    ("full-ranking%7", (Written("full-ranking", {}, 7),)),
-    ("pointwise % 20 >> setwise", (Written("pointwise", {}, 20), Written("setwise", {}, None))),
-    ("a%20>>b%5>>c", (Written("a", {}, 20), Written("b", {}, 5), Written("c", {}, None))),
-    ("first ( window = 10 , step=5 ) % 3", (Written("first", {"window": "10", "step": "5"}, 3),)),
-    ("first(passage-tokens=none)", (Written("first", {"passage_tokens": "none"}, None),)),
-    ("a(prompt='x, (y) >> z.yaml')", (Written("a", {"prompt": "x, (y) >> z.yaml"}, None),)),
-    ('a(model="it\'s",adapter=runs/a%20b=c)', (Written("a", {"model": "it's", "adapter": "runs/a%20b=c"}, None),)),
+    ("first", (Written((Term("first", {}),), None),)),
+    (" first ", (Written((Term("first", {}),), None),)),
+    ("full-ranking%7", (Written((Term("full-ranking", {}),), 7),)),
+    ("pointwise % 20 >> setwise", (Written((Term("pointwise", {}),), 20), Written((Term("setwise", {}),), None))),
+    ("a%20>>b%5>>c", (Written((Term("a", {}),), 20), Written((Term("b", {}),), 5), Written((Term("c", {}),), None))),
+    ("first ( window = 10 , step=5 ) % 3", (Written((Term("first", {"window": "10", "step": "5"}),), 3),)),
+    ("first(passage-tokens=none)", (Written((Term("first", {"passage_tokens": "none"}),), None),)),
+    ("a(prompt='x, (y) >> z.yaml')", (Written((Term("a", {"prompt": "x, (y) >> z.yaml"}),), None),)),
+    (
+        'a(model="it\'s",adapter=runs/a%20b=c)',
+        (Written((Term("a", {"model": "it's", "adapter": "runs/a%20b=c"}),), None),),
+    ),
+    (
+        "0.2*first-stage + 0.8 * first(window=5) % 9>>2*a+b",
+        (
+            Written((Term("first-stage", {}, 0.2), Term("first", {"window": "5"}, 0.8)), 9),
+            Written((Term("a", {}, 2), Term("b", {})), None),
+        ),
+    ),
 ]
 
 
@@ -42,20 +54,23 @@ def test_how_a_cascade_is_written(text: str, stages: tuple[Written, ...]) -> Non
 
 WORDS = st.from_regex(r"[a-z][a-z0-9-]{0,6}", fullmatch=True)
 VALUES = st.text(alphabet="ab1 ,()%>=/.-", min_size=0, max_size=8)
-STAGES = st.builds(
-    Written,
-    WORDS,
-    st.dictionaries(st.from_regex(r"[a-z][a-z_]{0,6}", fullmatch=True), VALUES, max_size=3),
-    st.none() | st.integers(1, 999),
-)
+NUMBERS = st.integers(1, 999).map(lambda n: n / 100)
+OPTIONS = st.dictionaries(st.from_regex(r"[a-z][a-z_]{0,6}", fullmatch=True), VALUES, max_size=3)
+TERMS = st.builds(Term, WORDS, OPTIONS)
+SUMS = st.lists(st.builds(Term, WORDS, OPTIONS, NUMBERS), min_size=2, max_size=3).map(tuple)
+STAGES = st.builds(Written, st.tuples(TERMS) | SUMS, st.none() | st.integers(1, 999))
 
 
 @given(stages=st.lists(STAGES, min_size=1, max_size=4), space=st.sampled_from(["", " ", "  "]))
 def test_what_is_written_is_read(stages: list[Written], space: str) -> None:
+    def term(term: Term, weighed: bool) -> str:
+        options = f"{space},{space}".join(f"{name}{space}={space}'{value}'" for name, value in term.options.items())
+        weight = f"{term.weight}{space}*{space}" if weighed else ""
+        return weight + term.name + (f"{space}({options})" if options else "")
+
     def written(stage: Written) -> str:
-        options = f"{space},{space}".join(f"{name}{space}={space}'{value}'" for name, value in stage.options.items())
         cut = f"{space}%{space}{stage.keep}" if stage.keep is not None else ""
-        return stage.name + (f"{space}({options})" if options else "") + cut
+        return f"{space}+{space}".join(term(each, len(stage.terms) > 1) for each in stage.terms) + cut
 
     assert parse(f"{space}>>{space}".join(map(written, stages))) == tuple(stages)
 
@@ -72,7 +87,7 @@ def test_whatever_is_written_is_read_or_refused(text: str) -> None:
 WRONG = {
     "": "--strategy '': at the end there should be a strategy's name; stages are written as in",
     "first >>": "at the end there should be a strategy's name",
-    "first > setwise": "at '> setwise' there should be '>>', '%', '(' or the end",
+    "first > setwise": "at '> setwise' there should be '>>', '+', '%', '(' or the end",
     "first setwise": "at 'setwise' there should be '>>'",
     "first % many": "at 'many' there should be a number of passages",
     "first % 0 >> setwise": "first % 0 leaves nothing; give at least 1",
@@ -89,6 +104,11 @@ WRONG = {
     "pointwise >> listwise(backbone=bi-encoder)": "prompt 'pointwise-pair' shows one passage",
     "first-stage % 3": "first-stage asks no model; have a stage follow it",
     "first-stage(k=3) >> first": "first-stage has no options; leave out k",
+    "0.5*first % 3": "the weight of first changes nothing where it stands alone",
+    "first-stage + 0*first": "first has the weight 0; leave it out",
+    "first-stage + ": "at the end there should be a strategy's name",
+    "0.2 first-stage + first": "at '0.2 first-stage + first' there should be a strategy's name",
+    "first-stage + first-stage": "first-stage asks no model",
 }
 
 
@@ -134,12 +154,45 @@ def test_a_plan_says_what_it_costs_and_what_it_is() -> None:
     assert made.calls(4) == 4 + 1
     assert made.title == "first-stage % 50 >> pointwise % 20 >> first"
     assert made.tag == "rerank-first-stage-50-pointwise-20-first"
-    assert [stage.engine.backbone for stage in made.stages] == ["transformers", "bi-encoder", "transformers"]
+    assert [stage.terms[0].engine.backbone for stage in made.stages] == ["transformers", "bi-encoder", "transformers"]
     first, cheap, dear = made.settings["stages"]  # type: ignore[misc]
     assert first == {"strategy": "first-stage", "keep": 50}
     assert (cheap["keep"], cheap["backbone"], cheap["options"]) == (20, "bi-encoder", {"passage_tokens": None})
     assert dear["keep"] is None and {"window": 10, "step": 5}.items() <= dear["options"].items()
     assert dear["prompt"].startswith("first-query-last@")
+
+
+def test_a_sum_says_what_it_costs_and_what_it_is() -> None:
+    made = plan("0.2*first-stage + 0.8*pointwise % 20 >> first-stage+first(window=10)", NOTHING, None, None)
+    assert made.calls(100) == 100 + 3
+    assert made.title == "0.2*first-stage + 0.8*pointwise % 20 >> 1*first-stage + 1*first"
+    assert made.tag == "rerank-0.2*first-stage-0.8*pointwise-20-1*first-stage-1*first"
+    first, _ = made.settings["stages"]  # type: ignore[misc]
+    assert [term["weight"] for term in first["sum"]] == [0.2, 0.8]
+    (alone,) = plan("first-stage + first", NOTHING, None, ["window=9"]).stages
+    assert alone.settings["strategy"] == "1*first-stage + 1*first"
+    assert alone.terms[1].strategy.window == 9
+
+
+def test_run_takes_a_sum(cli: Cli, model: list[str], tmp_path: Path) -> None:
+    """The scores are the weighted z-scores of both; `first-stage` alone gives them its own."""
+
+    def scores(strategy: str) -> dict[str, dict[str, float]]:
+        done = cli("run", "--queries", "-", "-s", strategy, *model, stdin=lists(3))
+        assert done.status == 0, done
+        return {query: dict(docs) for query, docs in run_of(done.out, tmp_path).items()}
+
+    given, asked = scores("first-stage % 9 >> first-stage + pointwise % 9"), scores("pointwise")
+    both = scores("0.25 * first-stage + 0.75 * pointwise")
+
+    def z(values: dict[str, float]) -> dict[str, float]:
+        return {name: (value - fmean(values.values())) / pstdev(values.values()) for name, value in values.items()}
+
+    for query, found in both.items():
+        order = {name: 1 / rank for rank, name in enumerate(sorted(asked[query]), start=1)}
+        expected = {name: 0.25 * z(order)[name] + 0.75 * z(asked[query])[name] for name in found}
+        assert found == pytest.approx(expected, abs=1e-4)
+        assert given[query].keys() == found.keys()
 
 
 def test_one_strategy_is_recorded_as_before() -> None:

@@ -11,12 +11,14 @@ import rerank
 
 ROOT = Path(rerank.__file__).parent
 FLOORS = {
-    "errors": 0, "options": 1, "types": 0, "calls": 0, "released": 0,
+    "cancellation": 0, "errors": 0, "types": 0, "calls": 0, "released": 0,
+    "aggregation": 1, "feedback": 1, "options": 1, "measure": 1,
     "losses": 1, "eval": 1, "data": 1,
-    "adapters": 1, "prompts": 2, "strategies": 3, "backbones": 3,
-    "defaults": 4, "jobs": 4, "continuous": 4, "scheduler": 4, "reranker": 5, "fusion": 6, "runs": 6,
+    "adapters": 1, "clicks": 2, "prompts": 2, "strategies": 3, "backbones": 3,
+    "defaults": 4, "jobs": 4, "continuous": 4, "scheduler": 4, "merging": 5, "reranker": 5, "fusion": 6, "runs": 6,
+    "sharded": 6, "ray_pool": 6,
     "bench": 6, "training": 6,
-    "cli": 7, "__main__": 8,
+    "integrations": 7, "robustness": 7, "server": 7, "cli": 8, "__main__": 9,
 }  # fmt: skip
 APART = {("data", "eval"), ("data", "losses"), ("eval", "losses"), ("strategies", "backbones")}
 

@@ -52,6 +52,14 @@ def test_a_low_grade_is_a_negative_with_its_own_label_where_more_is_asked_of_a_p
     assert mined(dataset(d1=1, d3=2, d8=3), Miner(negatives=1, positives=2)).labels == {"d0": 0, "d3": 2, "d8": 3}
 
 
+def test_the_last_of_the_candidates_are_the_least_hard() -> None:
+    data = dataset(d2=1)
+    assert mined(data, Miner(negatives=2, last=True)).labels == {"d2": 1, "d7": 0, "d8": 0}  # not its copy
+    assert mined(data, Miner(negatives=2, last=True), depth=5).labels == {"d2": 1, "d3": 0, "d4": 0}
+    teacher = {"q": {"d0": 0.1, "d1": 0.9, "d2": 0.8, "d3": 0.7}}
+    assert mined(data, Miner(2, teacher=teacher, last=True)).labels == {"d0": 0, "d2": 1, "d3": 0}
+
+
 TEACHER = {"q": {"d0": 0.1, "d1": 0.9, "d2": 0.8, "d3": 0.77, "d4": 0.75, "d5": 0.2, "d9": 0.6}}
 
 

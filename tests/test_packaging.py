@@ -120,8 +120,10 @@ def test_the_wheel_adds_one_name_and_carries_its_data(wheel: Path) -> None:
     info = f"rerank_llm-{PYPROJECT['project']['version']}.dist-info"
     assert {name.split("/")[0] for name in names} == {"rerank", info}
     assert not [name for name in names if "__pycache__" in name]
-    expected = {"rerank/py.typed"}
-    for source, target in (("rerank/prompts", "rerank/prompts"), ("data/samples", "rerank/data/samples")):
+    expected = {"rerank/py.typed", "rerank/data/catalogue.yaml"}
+    data = {name: name for name in ("rerank/prompts", "rerank/server/page")}
+    data |= {name: f"rerank/{name}" for name in ("data/samples", "eval/report")}
+    for source, target in data.items():
         expected |= {
             f"{target}/{path.relative_to(ROOT / source).as_posix()}"
             for path in (ROOT / source).rglob("*")
@@ -129,6 +131,7 @@ def test_the_wheel_adds_one_name_and_carries_its_data(wheel: Path) -> None:
         }
     assert any(name.endswith(".yaml") for name in expected)
     assert any("/samples/scifact/" in name for name in expected)
+    assert "rerank/server/page/page.js" in expected
     assert expected <= names
     licenses = {f"{info}/licenses/{name}" for name in PYPROJECT["project"]["license-files"]}
     assert licenses <= names

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Callable, Iterator
@@ -14,7 +15,17 @@ from rerank.backbones.scripted import ScriptedBackbone, oracle
 from rerank.data import read_run
 from rerank.errors import CacheError, InputError, RerankError
 from rerank.reranker import Ranker, Reranker
-from rerank.runs import Journal, card_path, is_complete, journal_path, only_process, resumable_run
+from rerank.runs import (
+    Journal,
+    card_path,
+    fingerprint,
+    is_complete,
+    journal_path,
+    only_process,
+    resumable_run,
+    run_card,
+    together,
+)
 from rerank.strategies import load_strategy
 from rerank.types import Candidates, Passage, Query, Ranking
 
@@ -66,6 +77,13 @@ def journal(output: Path) -> Path:
     return journal_path(output)
 
 
+@pytest.mark.parametrize("ending", ["gz", "xz"])
+def test_a_run_is_compressed_as_its_name_says(output: Path, whole: bytes, ending: str) -> None:
+    packed = output.with_name(f"out.trec.{ending}")
+    rank_into(packed, requests())
+    assert read_run(packed) == read_run(output.with_name("whole.trec")) and packed.read_bytes() != whole
+
+
 def test_a_run_leaves_itself_and_its_card(output: Path) -> None:
     journal = rank_into(output, requests())
     assert {path.name for path in output.parent.iterdir()} == {"out.trec", "out.trec.json"}
@@ -78,6 +96,8 @@ def test_a_run_leaves_itself_and_its_card(output: Path) -> None:
     assert (card["queries"], card["usage"]["calls"], card["outcomes"]["clean"]) == (5, 15, 15)
     assert card["errors"] == []
     assert {"python", "rerank-llm"} <= card["versions"].keys()
+    digests = [fingerprint(request) for request in requests()]
+    assert card["candidates"] == together(digests) == together(reversed(digests))
     assert journal.totals.usage.prompt_tokens == card["usage"]["prompt_tokens"] > 0
     assert is_complete(output, SETTINGS)
 
@@ -246,3 +266,17 @@ def test_an_output_must_be_a_file_in_a_folder(tmp_path: Path) -> None:
         pytest.fail("no folder")
     with pytest.raises(InputError, match="is not a plain file"), only_process(tmp_path):
         pytest.fail("a folder")
+
+
+def test_a_run_card_is_what_is_known(output: Path) -> None:
+    output.write_text("a run of somebody else's")
+    found = run_card(output)
+    assert (found.told, found.cost) == (None, None)
+    assert found.sha256 == hashlib.sha256(output.read_bytes()).hexdigest()
+    for broken in ("{", "[]", '{"queries": 3}', '{"queries": 0, "usage": {}}'):
+        card_path(output).write_text(broken)
+        with pytest.raises(CacheError, match="is no card of a run"):
+            run_card(output)
+    card_path(output).write_text('{"queries": 3, "usage": {"calls": 6}}')
+    cost = run_card(output).cost
+    assert cost is not None and cost.per_query("calls") == 6 / 3

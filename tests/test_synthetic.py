@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
+import random
+import sys
 from collections import Counter
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -17,13 +21,13 @@ from rerank.errors import CacheError, InputError, PromptError
 from rerank.prompts import Prompt, load_prompt
 from rerank.reranker import Reranker
 from rerank.strategies import load_strategy
+from rerank.training.clusters import Clusters, cluster, drawn, tfidf
+from rerank.training.mining import Miner, write_lists
 from rerank.training.synthetic import (
     Notebook,
     Rules,
     Writer,
     choose,
-    cluster,
-    embed_documents,
     read_documents,
     request,
     worth,
@@ -139,27 +143,56 @@ def test_each_cluster_gets_its_share() -> None:
     documents = corpus(100)
     names = [0] * 60 + [1] * 30 + [2] * 10
     of = dict(zip(documents, names, strict=True))
-    assert Counter(of[d.doc_id] for d in choose(documents, 20, 0, names)) == {0: 12, 1: 6, 2: 2}
-    assert len(choose(documents, 7, 0, names)) == 7
-    assert choose(documents, 20, 3, names) == choose(documents, 20, 3, names) != choose(documents, 20, 4, names)
+    groups = Clusters(tuple(names), (0.5,) * 100)
+    # one each, 17 more by size: 10.2, 5.1 and 1.7, rounded down; the one that is left to the largest
+    assert Counter(of[d.doc_id] for d in choose(documents, 20, 0, groups)) == {0: 12, 1: 6, 2: 2}
+    assert Counter(of[d.doc_id] for d in choose(documents, 3, 0, groups)) == {0: 1, 1: 1, 2: 1}
+    assert Counter(of[d.doc_id] for d in choose(documents, 2, 0, groups)) == {0: 2}
+    assert Counter(of[d.doc_id] for d in choose(documents, 99, 0, groups)) == {0: 59, 1: 30, 2: 10}
+    assert choose(documents, 20, 3, groups) == choose(documents, 20, 3, groups) != choose(documents, 20, 4, groups)
 
 
-def test_clusters_are_found() -> None:
-    pytest.importorskip("sklearn")
+def test_within_a_cluster_documents_are_drawn_by_the_softmax_of_their_nearness() -> None:
+    near = (0.9, 0.5, 0.1)
+    weights = [math.exp(each / 0.4) for each in near]
+    found = Counter(drawn(Clusters((0, 0, 0), near), 1, random.Random(seed), 0.4)[0] for seed in range(4000))
+    for place, weight in enumerate(weights):
+        share = weight / sum(weights)
+        assert found[place] / 4000 == pytest.approx(share, abs=4 * math.sqrt(share * (1 - share) / 4000))
+    assert drawn(Clusters((0, 0, 0), near), 2, random.Random(0), 1e-6) in ([0, 1], [1, 0])  # cold: the nearest
+    with pytest.raises(InputError, match="the temperature is 0"):
+        drawn(Clusters((0,), (1.0,)), 1, random.Random(0), 0)
+
+
+@pytest.mark.parametrize("without", [None, "sklearn"])
+def test_clusters_are_found(without: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    if without is None:
+        pytest.importorskip("sklearn")
+    else:
+        monkeypatch.setitem(sys.modules, "sklearn.cluster", None)
     rng = np.random.default_rng(0)
     centres = np.eye(3, 8, dtype=np.float32) * 10
     rows = np.concatenate([centre + rng.normal(size=(20, 8)).astype(np.float32) for centre in centres])
     found = cluster(rows, 3, 0)
-    assert [len(set(found[i : i + 20])) for i in (0, 20, 40)] == [1, 1, 1]
-    assert len(set(found)) == 3
+    assert found == cluster(rows, 3, 0)
+    assert [len(set(found.names[i : i + 20])) for i in (0, 20, 40)] == [1, 1, 1]
+    assert len(set(found.names)) == 3
+    centre = rows[:20].mean(0)
+    assert found.near[3] == pytest.approx(rows[3] @ centre / np.linalg.norm(rows[3]) / np.linalg.norm(centre), abs=1e-5)
     with pytest.raises(InputError, match="clusters is 61; give 1 to 60"):
         cluster(rows, 61, 0)
 
 
-def test_embeddings_stand_beside_their_documents() -> None:
-    documents = [Passage("x" * (i * 7 % 11), str(i)) for i in range(11)]
-    rows = embed_documents(documents, lambda texts: np.array([[len(t)] for t in texts], dtype=np.float32), block=3)
-    assert rows[:, 0].tolist() == [len(d.text) for d in documents]
+def test_words_alone_tell_topics_apart() -> None:
+    topics = (["flea", "louse", "tick", "bite"], ["bond", "stock", "share", "yield"])
+    texts = [" ".join(random.Random(seed).choices([*topics[seed % 2], "common"], k=12)) for seed in range(20)]
+    rows = tfidf(texts, 0)
+    assert rows.shape[0] == 20
+    assert np.array_equal(rows, tfidf(texts, 0))
+    found = cluster(rows, 2, 0)
+    assert len({(i % 2, name) for i, name in enumerate(found.names)}) == 2
+    with pytest.raises(InputError, match="share no word"):
+        tfidf(["one two", "three four"], 0)
 
 
 def test_the_folder_is_a_dataset(tmp_path: Path) -> None:
@@ -236,3 +269,37 @@ def test_the_command_goes_on_and_refuses_another_task(cli: Cli, tmp_path: Path, 
     assert_error(cli(*asked, "--seed", 1), "was begun with other settings (seed: 0 there, 1 now)")
     journal.unlink()
     assert_error(cli(*asked), "holds a train split that was not made here")
+
+
+NFCORPUS = Path(__file__).parents[2] / "shared" / "data" / "beir" / "nfcorpus"
+
+
+@pytest.mark.skipif(not NFCORPUS.is_dir(), reason="NFCorpus is not there")
+def test_duqgen_on_a_real_corpus(tmp_path: Path) -> None:
+    """Clusters by words, a draw over them, scripted queries, and the last of BM25's candidates as negatives."""
+    documents = {d.doc_id: d for d in islice(load_dataset(str(NFCORPUS)).corpus.values(), 400)}  # type: ignore[union-attr]
+    known = worth(documents)
+    groups = cluster(tfidf([d.full_text for d in known], 0), 20, 0)
+    assert len(set(groups.names)) == 20
+    chosen = choose(documents, 30, 0, groups)
+    assert [d.doc_id for d in chosen] == [d.doc_id for d in choose(documents, 30, 0, groups)]
+    of = dict(zip((d.doc_id for d in known), groups.names, strict=True))
+    assert len({of[d.doc_id] for d in chosen}) == 20  # each of them is represented
+
+    def script(call: Call) -> str:
+        return f"what is said of {' '.join(call.dialogue.passages[0].full_text.split()[:5])}"
+
+    backbone = ScriptedBackbone(script)
+    rankings = Reranker(Writer((load_prompt("query-generation"),)), backbone).rank_many(map(request, chosen))
+    passed, _ = write_folder(
+        tmp_path, documents, ((d, r.reasoning) for d, r in zip(chosen, rankings, strict=True)), rules()
+    )
+    assert passed > 20
+    made = load_dataset(f"{tmp_path}:train")
+    mined = list(Miner(negatives=4, last=True).mine(made, made.candidates(100)))
+    assert len(mined) == passed
+    for one in mined:
+        assert sum(one.labels.values()) == 1
+        assert len(one.labels) == 5
+    counts = write_lists(tmp_path / "lists.jsonl", mined)
+    assert counts == {"queries": passed, "positives": passed, "negatives": 4 * passed}

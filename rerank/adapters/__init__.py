@@ -7,6 +7,7 @@ adapter that ships for it.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -68,3 +69,12 @@ def shipped_for(strategy: str, model: str) -> Path | None:
         if purpose is not None and purpose.model == model and purpose.serves(strategy):
             return folder
     return None
+
+
+def digest(adapter: str) -> str | None:
+    """SHA-256 of the weights of an adapter that ships or lies in a folder; None where it is elsewhere."""
+    weights = shipped().get(adapter, Path(adapter)) / "adapter_model.safetensors"
+    if not weights.is_file():
+        return None
+    with weights.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

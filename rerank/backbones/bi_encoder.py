@@ -6,26 +6,29 @@ batch to batch, since many queries share their passages.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import sys
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Literal
+from functools import partial
+from typing import TYPE_CHECKING
 
 from rerank.backbones.base import Prepared, by_length
 from rerank.backbones.cross_encoder import load_sentence_model, longest, pair_of
 from rerank.backbones.embedded import EMBEDDED_BI_ENCODER, MINILM, resolve
 from rerank.backbones.encoding import Encoder
 from rerank.backbones.hardware import choose_device, choose_dtype, default_batch_tokens
+from rerank.backbones.memory import within_memory
 from rerank.calls import Answer, Call, Constraint, Kind, ScoreCall
+from rerank.data.dense import Role
 from rerank.errors import BackboneError, CapabilityError, ContextError, InputError
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
     from torch import Tensor
-
-Role = Literal["query", "document"]
 
 
 class Embeddings:
@@ -122,6 +125,23 @@ class BiEncoderBackbone:
     def control_tokens(self) -> frozenset[str]:
         return self.encoder.control_tokens
 
+    @property
+    def identity(self) -> str:
+        """Names all that an embedding depends on but its text: the weights themselves, what is done with them, the
+        words before a text and where it is cut."""
+        import torch
+
+        digest = hashlib.sha256(json.dumps([str(self.model), self.prompts, self.encoder.context]).encode())
+        for name, tensor in sorted(self.model.state_dict().items()):
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        return digest.hexdigest()
+
+    @property
+    def similarity(self) -> str:
+        """What the model was saved with, cosine where it names none."""
+        return str(self.model.similarity_fn_name or "cosine")
+
     def prepare(self, call: Call) -> Prepared:
         """The call comes back with its passage as it is embedded, so cut where it would be too long."""
         dialogue, limit = pair_of(call, self.name), self.encoder.context
@@ -180,22 +200,20 @@ class BiEncoderBackbone:
                 self.embeddings.put(role, text, found[text])
         return torch.stack([found[text] for text in texts])
 
-    def _embed(self, role: Role, texts: list[str]) -> Tensor:
+    def _embed(self, role: Role, texts: list[str]) -> list[Tensor]:
+        return within_memory(
+            texts,
+            partial(self._embedded, role),
+            lambda _: f"{self.name} runs out of memory on one text; lower max_length, or use a smaller dtype or model",
+        )
+
+    def _embedded(self, role: Role, texts: Sequence[str]) -> list[Tensor]:
         import torch
 
         encode = self.model.encode_query if role == "query" else self.model.encode_document
         options = {"convert_to_tensor": True, "show_progress_bar": False}
-        try:
-            rows = encode(texts, prompt=self._prompt(role), batch_size=len(texts), **options)
-            return torch.as_tensor(rows).float().cpu()
-        except torch.OutOfMemoryError as error:
-            if len(texts) == 1:
-                raise BackboneError(
-                    f"{self.name} runs out of memory on one text; lower max_length, or use a smaller dtype or model"
-                ) from error
-        torch.cuda.empty_cache()
-        half = len(texts) // 2
-        return torch.cat([self._embed(role, texts[:half]), self._embed(role, texts[half:])])
+        rows = encode(list(texts), prompt=self._prompt(role), batch_size=len(texts), **options)
+        return list(torch.as_tensor(rows).float().cpu())
 
 
 def _prompt(model: SentenceTransformer, *names: str) -> str:

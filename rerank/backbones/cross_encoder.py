@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, TypeVar
 from rerank.backbones.base import Prepared, by_length
 from rerank.backbones.encoding import Encoder
 from rerank.backbones.hardware import choose_device, choose_dtype, default_batch_tokens
+from rerank.backbones.memory import within_memory
 from rerank.calls import Answer, Call, Constraint, Dialogue, Kind, ScoreCall
 from rerank.errors import BackboneError, CapabilityError, ContextError, InputError
 
@@ -112,31 +113,30 @@ class CrossEncoderBackbone:
         """The weights go when the backbone does."""
 
     def answer(self, batch: Sequence[Prepared]) -> list[Answer]:
+        return within_memory(
+            batch,
+            self._computed,
+            lambda item: (
+                f"{self.name} runs out of memory on a pair of {item.tokens} tokens; cut the passages "
+                "(passage_tokens=...), or use a smaller dtype or model"
+            ),
+        )
+
+    def _computed(self, batch: Sequence[Prepared]) -> list[Answer]:
         import torch
 
         shown = [item.call.dialogue for item in batch]
-        try:
-            with self.lock:
-                scores = self.model.predict(
-                    [(dialogue.query.text, dialogue.passages[0].text) for dialogue in shown],
-                    prompt=self.instruction,
-                    batch_size=len(batch),
-                    show_progress_bar=False,
-                    activation_fn=torch.nn.Identity(),
-                )
-            return [
-                Answer(score=score, prompt_tokens=item.tokens)
-                for item, score in zip(batch, scores.tolist(), strict=True)
-            ]
-        except torch.OutOfMemoryError as error:
-            if len(batch) == 1:
-                raise BackboneError(
-                    f"{self.name} runs out of memory on a pair of {batch[0].tokens} tokens; cut the passages "
-                    "(passage_tokens=...), or use a smaller dtype or model"
-                ) from error
-        torch.cuda.empty_cache()
-        half = len(batch) // 2
-        return self.answer(batch[:half]) + self.answer(batch[half:])
+        with self.lock:
+            scores = self.model.predict(
+                [(dialogue.query.text, dialogue.passages[0].text) for dialogue in shown],
+                prompt=self.instruction,
+                batch_size=len(batch),
+                show_progress_bar=False,
+                activation_fn=torch.nn.Identity(),
+            )
+        return [
+            Answer(score=score, prompt_tokens=item.tokens) for item, score in zip(batch, scores.tolist(), strict=True)
+        ]
 
 
 def pair_of(call: Call, name: str) -> Dialogue:

@@ -194,9 +194,14 @@ def is_ready(recipe: Recipe = SMOLLM2) -> bool:
     return _damage(_folder(recipe)) is None
 
 
-def _folder(recipe: Recipe) -> Path:
+def cache_folder(name: str) -> Path:
+    """A folder in the user's cache, or in `RERANK_CACHE`; it need not be there."""
     cache = Path(os.environ.get("RERANK_CACHE") or user_cache_dir("rerank", appauthor=False))
-    return cache.expanduser().resolve() / "models" / recipe.name
+    return cache.expanduser().resolve() / name
+
+
+def _folder(recipe: Recipe) -> Path:
+    return cache_folder("models") / recipe.name
 
 
 def _make_again(recipe: Recipe, folder: Path, damage: str, say: Progress) -> None:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from rerank.backbones.base import Prepared, by_kind, by_length
 from rerank.backbones.encoding import Encoder
 from rerank.backbones.hardware import choose_device, choose_dtype, default_batch_tokens, set_threads
+from rerank.backbones.memory import within_memory
 from rerank.backbones.transformers_ import unloadable
 from rerank.calls import Answer, Call, Constraint, GenerateCall, Kind, LabelCall, LikelihoodCall, ScoreCall
 from rerank.errors import BackboneError, CapabilityError, InputError
@@ -98,20 +99,20 @@ class EncoderDecoderBackbone:
         """The weights go when the backbone does."""
 
     def answer(self, batch: Sequence[Prepared]) -> list[Answer]:
+        return within_memory(
+            batch,
+            self._computed,
+            lambda item: (
+                f"{self.name} runs out of memory on one call of {item.tokens} tokens; cut the passages "
+                "(passage_tokens=...), or use a smaller dtype or model"
+            ),
+        )
+
+    def _computed(self, batch: Sequence[Prepared]) -> list[Answer]:
         import torch
 
-        try:
-            with self.lock, torch.inference_mode():
-                return [_read(item, rows) for item, rows in zip(batch, self._logits(batch), strict=True)]
-        except torch.OutOfMemoryError as error:
-            if len(batch) == 1:
-                raise BackboneError(
-                    f"{self.name} runs out of memory on one call of {batch[0].tokens} tokens; cut the passages "
-                    "(passage_tokens=...), or use a smaller dtype or model"
-                ) from error
-        torch.cuda.empty_cache()
-        half = len(batch) // 2
-        return self.answer(batch[:half]) + self.answer(batch[half:])
+        with self.lock, torch.inference_mode():
+            return [_read(item, rows) for item, rows in zip(batch, self._logits(batch), strict=True)]
 
     def _logits(self, batch: Sequence[Prepared]) -> list[Tensor]:
         """For each call the float32 logits `[n, V]` of what follows the prefix: a token, or all of a likelihood."""

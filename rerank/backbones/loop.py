@@ -7,6 +7,7 @@ import atexit
 import threading
 from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import Future
+from contextlib import suppress
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -55,9 +56,10 @@ class LoopThread:
 
     def close(self) -> None:
         with self._lock:
-            if not self._closed and self._thread.is_alive():
-                self.loop.call_soon_threadsafe(self._stop.set)
-            self._closed = True
+            self._closed = True  # before the loop hears of it: what is cancelled there must not be followed by more
+            if self._thread.is_alive():
+                with suppress(RuntimeError):  # the loop has ended, and the thread is about to
+                    self.loop.call_soon_threadsafe(self._stop.set)
         if threading.current_thread() is not self._thread:  # a garbage collection may run in any thread
             self._thread.join()
         atexit.unregister(self.close)

@@ -13,6 +13,7 @@ from rerank.backbones.base import Prepared, by_kind, by_length, check_constraint
 from rerank.backbones.embedded import EMBEDDED, resolve
 from rerank.backbones.encoding import Encoder
 from rerank.backbones.hardware import choose_device, choose_dtype, default_batch_tokens, set_threads
+from rerank.backbones.memory import within_memory
 from rerank.calls import Answer, Call, Constraint, GenerateCall, Kind
 from rerank.errors import BackboneError, InputError, UnknownNameError
 
@@ -120,25 +121,24 @@ class TransformersBackbone:
         """The weights go when the last view of them does."""
 
     def answer(self, batch: Sequence[Prepared]) -> list[Answer]:
+        return within_memory(
+            batch,
+            self._computed,
+            lambda item: (
+                f"{self.name} runs out of memory on one call of {item.tokens} tokens; cut the passages "
+                "(passage_tokens=...), show fewer at once (window=...), or use a smaller dtype or model"
+            ),
+        )
+
+    def _computed(self, batch: Sequence[Prepared]) -> list[Answer]:
         import torch
 
-        try:
-            with self.weights.lock, torch.inference_mode():
-                self.weights.switch(self.adapter)
-                kind = batch[0].call.kind
-                if kind in (Kind.LABELS, Kind.LOGIT):
-                    return self._labels(batch)
-                return self._likelihood(batch) if kind == Kind.LIKELIHOOD else self._generate(batch)
-        except torch.OutOfMemoryError as error:
-            if len(batch) == 1:
-                raise BackboneError(
-                    f"{self.name} runs out of memory on one call of {batch[0].tokens} tokens; cut the passages "
-                    "(passage_tokens=...), show fewer at once (window=...), or use a smaller dtype or model"
-                ) from error
-        torch.cuda.empty_cache()
-        half = len(batch) // 2
-        _log.warning("out of memory on a batch of %d calls; trying halves", len(batch))
-        return self.answer(batch[:half]) + self.answer(batch[half:])
+        with self.weights.lock, torch.inference_mode():
+            self.weights.switch(self.adapter)
+            kind = batch[0].call.kind
+            if kind in (Kind.LABELS, Kind.LOGIT):
+                return self._labels(batch)
+            return self._likelihood(batch) if kind == Kind.LIKELIHOOD else self._generate(batch)
 
     def _labels(self, batch: Sequence[Prepared]) -> list[Answer]:
         rows = [item.targets for item in batch]

@@ -10,7 +10,7 @@ left-padded sequences.
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -24,7 +24,7 @@ from rerank.backbones.base import common_prefix
 
 if TYPE_CHECKING:
     from peft import PeftModel
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from rerank.backbones.encoding import Encoder
 
@@ -38,6 +38,22 @@ def exact(head: torch.nn.Linear, states: Tensor) -> Tensor:
     with torch.autocast(states.device.type, enabled=False):
         bias = head.bias.float() if head.bias is not None else None
         return linear(states.float().contiguous(), head.weight.float(), bias)  # else a copy of the matrix for each row
+
+
+def stopper(
+    tokenizer: PreTrainedTokenizerBase, start: int, limits: Sequence[int], stops: Sequence[tuple[str, ...]]
+) -> Callable[..., Tensor]:
+    """For transformers' generation: which rows have reached their limit, or one of their stops, behind `start`."""
+
+    def stopped(so_far: Tensor, _scores: object, **_: object) -> Tensor:
+        tails = tokenizer.batch_decode(so_far[:, max(start, so_far.shape[1] - 16) :])
+        hits = [
+            so_far.shape[1] - start >= limit or any(mark in tail for mark in marks)
+            for tail, marks, limit in zip(tails, stops, limits, strict=True)
+        ]
+        return torch.tensor(hits, device=so_far.device)
+
+    return stopped
 
 
 @dataclass(slots=True)
@@ -101,7 +117,7 @@ class Weights:
             except NotImplementedError:  # sequences longer than the window that its layers look back
                 self.packs = False
         keep = max(counts)
-        ids, mask, positions = self._pad_left(sequences)
+        ids, mask, positions = self.pad_left(sequences)
         with self._uncompiled():
             logits = self.model(
                 input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False, logits_to_keep=keep
@@ -165,7 +181,7 @@ class Weights:
             self.packs = self.probe(sequences[0])
         return list(sequences[0][:common]) if self.packs else []
 
-    def _pad_left(self, sequences: Sequence[Ids]) -> tuple[Tensor, Tensor, Tensor]:
+    def pad_left(self, sequences: Sequence[Ids]) -> tuple[Tensor, Tensor, Tensor]:
         longest = max(map(len, sequences))
         ids = torch.zeros(len(sequences), longest, dtype=torch.long)
         mask = torch.zeros_like(ids)
@@ -182,7 +198,7 @@ class Weights:
         from transformers import GenerationConfig, StoppingCriteriaList
 
         head = self._shared_head(sequences)
-        ids, mask, _ = self._pad_left([sequence[len(head) :] for sequence in sequences])
+        ids, mask, _ = self.pad_left([sequence[len(head) :] for sequence in sequences])
         known: dict[str, object] = {}
         if head:
             first = torch.tensor([head], device=self.device).expand(len(sequences), -1)
@@ -195,16 +211,7 @@ class Weights:
         end = own.eos_token_id if own is not None else None
         ends = [] if end is None else [end] if isinstance(end, int) else list(end)
         start = ids.shape[1]
-        tokenizer = self.encoder.tokenizer
-
-        def stopped(so_far: Tensor, _scores: object, **_: object) -> Tensor:
-            tails = tokenizer.batch_decode(so_far[:, max(start, so_far.shape[1] - 16) :])
-            hits = [
-                so_far.shape[1] - start >= limit or any(mark in tail for mark in marks)
-                for tail, marks, limit in zip(tails, stop, max_tokens, strict=True)
-            ]
-            return torch.tensor(hits, device=so_far.device)
-
+        stopped = stopper(self.encoder.tokenizer, start, max_tokens, stop)
         config = GenerationConfig(
             do_sample=False,
             num_beams=1,

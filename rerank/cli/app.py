@@ -8,12 +8,17 @@ import typer
 
 import rerank
 from rerank.cli import bench, data
+from rerank.cli.compare import compare_runs
 from rerank.cli.compress import compress
 from rerank.cli.demo import demo
 from rerank.cli.evaluate import evaluate_runs
 from rerank.cli.ls import ls
+from rerank.cli.mcp import mcp
 from rerank.cli.one import rank
+from rerank.cli.retrieve import retrieve
+from rerank.cli.robust import robust
 from rerank.cli.run import run
+from rerank.cli.serve import serve
 from rerank.cli.train import train
 
 app = typer.Typer(
@@ -37,10 +42,15 @@ def _root(
 
 app.command()(demo)
 app.command()(rank)
+app.command()(retrieve)
 app.command()(run)
+app.command()(serve)
+app.command()(mcp)
 app.command()(train)
 app.command()(compress)
 app.command("eval")(evaluate_runs)
+app.command("compare")(compare_runs)
+app.command()(robust)
 app.command()(ls)
 app.add_typer(bench.app, name="bench")
 app.add_typer(data.app, name="data")

@@ -1,28 +1,19 @@
-"""What --strategy says: one strategy, or a cascade of them, each with its own options where it needs them.
-
-    pointwise(backbone=bi-encoder) % 50 >> pointwise % 20 >> first(window=10, step=5)
-
-    cascade  = stage, { ">>", stage }
-    stage    = name, [ "(", option, { ",", option }, ")" ], [ "%", number ]
-    option   = name, "=", value        a value with a space, a comma or a bracket stands in quotes
-
-A name is a strategy's, or `first-stage`, the order that the passages came in. An option is the strategy's, or `prompt`,
-`model`, `adapter` or `backbone`, which stand for --prompt, --model and so on, for this stage alone.
-"""
+"""The ranker that --strategy describes: one strategy, a sum, or a cascade, checked first and loaded later."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import cycle
 from typing import TYPE_CHECKING, cast
 
 from rerank.backbones import Backbone, check_answers
+from rerank.cli.cascade_text import Term, parse
 from rerank.cli.options import Engine, pairs
 from rerank.cli.progress import Summed
 from rerank.defaults import LOCAL
 from rerank.errors import InputError
+from rerank.fusion import fuse
 from rerank.jobs import Progress
 from rerank.reranker import Cascade, FirstStage, Ranker, Reranker, Stage
 from rerank.scheduler import MAX_CALLS
@@ -35,94 +26,15 @@ if TYPE_CHECKING:
 FIRST_STAGE = "first-stage"
 _ENGINES = ("model", "adapter", "backbone")
 
-_NAME = re.compile(r"[A-Za-z][\w-]*")
-_STAGE = re.compile(r"[A-Za-z~./][\w~./-]*")  # a released reranker's name, or the path of its directory
-_NUMBER = re.compile(r"\d+")
-_VALUE = re.compile(r"""'[^']*'|"[^"]*"|[^\s,()'"]+""")
-
-
-@dataclass(frozen=True, slots=True)
-class Written:
-    """A stage as it was written."""
-
-    name: str
-    options: dict[str, str]
-    keep: int | None
-
-
-def parse(text: str) -> tuple[Written, ...]:
-    """The stages.
-
-    >>> parse("pointwise%20 >> first(window=10, prompt='my prompt.yaml')")[1].options
-    {'window': '10', 'prompt': 'my prompt.yaml'}
-    """
-    reader = _Reader(text)
-    stages = [_stage(reader)]
-    while reader.has(">>"):
-        stages.append(_stage(reader))
-    if reader.rest:
-        raise reader.error("'>>', '%', '(' or the end")
-    return tuple(stages)
-
-
-def _stage(reader: _Reader) -> Written:
-    name, options, keep = reader.take(_STAGE, "a strategy's name"), dict[str, str](), None
-    if reader.has("("):
-        _option(reader, options)
-        while reader.has(","):
-            _option(reader, options)
-        if not reader.has(")"):
-            raise reader.error("',' or ')'")
-    if reader.has("%"):
-        keep = int(reader.take(_NUMBER, "a number of passages"))
-        if keep < 1:
-            raise InputError(f"--strategy: {name} % {keep} leaves nothing; give at least 1")
-    return Written(name, options, keep)
-
-
-def _option(reader: _Reader, options: dict[str, str]) -> None:
-    name = reader.take(_NAME, "an option's name").replace("-", "_")
-    if not reader.has("="):
-        raise reader.error(f"'=' after the option {name!r}")
-    value = reader.take(_VALUE, f"a value for {name!r}")
-    if name in options:
-        raise InputError(f"--strategy gives a stage {name} twice; leave out one")
-    options[name] = value[1:-1] if value[0] in ("'", '"') else value
-
-
-class _Reader:
-    def __init__(self, text: str) -> None:
-        self._text, self.rest = text, text.strip()
-
-    def has(self, mark: str) -> bool:
-        """Whether this comes next; then it is read."""
-        if not self.rest.startswith(mark):
-            return False
-        self.rest = self.rest[len(mark) :].lstrip()
-        return True
-
-    def take(self, pattern: re.Pattern[str], what: str) -> str:
-        if (match := pattern.match(self.rest)) is None:
-            raise self.error(what)
-        self.rest = self.rest[match.end() :].lstrip()
-        return match[0]
-
-    def error(self, expected: str) -> InputError:
-        where = f"at {self.rest!r}" if self.rest else "at the end"
-        return InputError(
-            f"--strategy {self._text!r}: {where} there should be {expected}; stages are written as in "
-            "'pointwise % 20 >> first(window=10)'"
-        )
-
 
 @dataclass(frozen=True, slots=True)
 class Planned:
-    """A stage that is checked and not loaded. Without a strategy it is the first stage."""
+    """A term that is checked and not loaded. Without a strategy it is the first stage."""
 
     name: str
     strategy: Strategy | None
     engine: Engine
-    keep: int | None
+    weight: float = 1.0
 
     @property
     def settings(self) -> dict[str, object]:
@@ -134,27 +46,55 @@ class Planned:
 
 
 @dataclass(frozen=True, slots=True)
+class PlannedStage:
+    terms: tuple[Planned, ...]
+    keep: int | None
+
+    @property
+    def title(self) -> str:
+        return self._sum if self.keep is None else f"{self._sum} % {self.keep}"
+
+    @property
+    def _sum(self) -> str:
+        first, *more = self.terms
+        return first.name if not more else " + ".join(f"{term.weight:g}*{term.name}" for term in self.terms)
+
+    @property
+    def settings(self) -> dict[str, object]:
+        first, *more = self.terms
+        if not more:
+            return first.settings
+        return {"strategy": self._sum, "sum": [{**term.settings, "weight": term.weight} for term in self.terms]}
+
+    def put_together(self, rankers: Sequence[Ranker]) -> Ranker:
+        """Of the terms' rankers. Scores of different rankers compare as z-scores only."""
+        if len(rankers) == 1:
+            return rankers[0]
+        return fuse(*rankers, method="wsum", norm="zmuv", weights=[term.weight for term in self.terms])
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     """A ranker that is checked and not loaded."""
 
-    stages: tuple[Planned, ...]
+    stages: tuple[PlannedStage, ...]
 
     def calls(self, n: int) -> int:
         """What n passages cost at most."""
         total = 0
         for stage in self.stages:
-            total += stage.strategy.calls(n) if stage.strategy is not None else 0
+            total += sum(term.strategy.calls(n) for term in stage.terms if term.strategy is not None)
             n = n if stage.keep is None else min(n, stage.keep)
         return total
 
     @property
     def title(self) -> str:
-        return " >> ".join(s.name if s.keep is None else f"{s.name} % {s.keep}" for s in self.stages)
+        return " >> ".join(stage.title for stage in self.stages)
 
     @property
     def tag(self) -> str:
         """For a run: no white space."""
-        return "-".join(["rerank", *(part for part in self.title.split() if part not in ("%", ">>"))])
+        return "-".join(["rerank", *(part for part in self.title.split() if part not in ("%", ">>", "+"))])
 
     @property
     def settings(self) -> dict[str, object]:
@@ -171,25 +111,49 @@ class Plan:
         max_calls: int = MAX_CALLS,
     ) -> Ranker:
         """The ranker. Stages with the same model share it, each under its own adapter."""
-        asking = [(stage.strategy, stage.engine) for stage in self.stages if stage.strategy is not None]
-        for strategy, engine in asking:
-            check_answers(engine.backbone, strategy.prompt.needs)
-        backbones = _loaded(asking)
+        asking = self.asking
         shows = [on_progress]
         if on_progress is not None and len(asking) > 1:
             shows = [*Summed(on_progress, len(asking)).shows]
-        rankers = iter(
-            Reranker(strategy, backbone, strict=strict, on_progress=show, max_calls=max_calls)
-            for (strategy, _), backbone, show in zip(asking, backbones, cycle(shows), strict=False)
+        return self._on(
+            [
+                Reranker(strategy, backbone, strict=strict, on_progress=show, max_calls=max_calls)
+                for (strategy, _), backbone, show in zip(asking, _loaded(asking), cycle(shows), strict=False)
+            ]
         )
-        made = [Stage(FirstStage() if s.strategy is None else next(rankers), s.keep) for s in self.stages]
+
+    @property
+    def asking(self) -> list[tuple[Strategy, Engine]]:
+        """The strategies that ask a model, and whom."""
+        terms = [term for stage in self.stages for term in stage.terms]
+        return [(term.strategy, term.engine) for term in terms if term.strategy is not None]
+
+    def _on(self, loaded: Sequence[Reranker]) -> Ranker:
+        """The ranker, of those that ask a model."""
+        rankers = iter(loaded)
+        made = [
+            Stage(
+                stage.put_together([FirstStage() if t.strategy is None else next(rankers) for t in stage.terms]),
+                stage.keep,
+            )
+            for stage in self.stages
+        ]
         return made[0].ranker if len(made) == 1 and made[0].keep is None else Cascade(tuple(made))
+
+
+def load_all(plans: Sequence[Plan], *, strict: bool = False) -> list[Ranker]:
+    """The rankers. What they have in common is loaded once, as by `Plan.load` for one."""
+    backbones = iter(_loaded([each for planned in plans for each in planned.asking]))
+    return [
+        planned._on([Reranker(strategy, next(backbones), strict=strict) for strategy, _ in planned.asking])
+        for planned in plans
+    ]
 
 
 def plan(text: str, engine: Engine, prompt: str | None, options: list[str] | None) -> Plan:
     """What --strategy, --prompt and --option describe, checked; `engine` serves the stages that name none."""
     written = parse(text)
-    asking = [stage for stage in written if stage.name != FIRST_STAGE]
+    asking = [term for stage in written for term in stage.terms if term.name != FIRST_STAGE]
     if not asking:
         raise InputError(f"{FIRST_STAGE} asks no model; have a stage follow it, as in '{FIRST_STAGE} % 20 >> first'")
     if len(asking) > 1 and (prompt is not None or options):
@@ -197,27 +161,32 @@ def plan(text: str, engine: Engine, prompt: str | None, options: list[str] | Non
             f"--prompt and --option are for one stage, and --strategy has {len(asking)}; write them with their stage, "
             f"as in '{asking[0].name}(NAME=VALUE)'"
         )
-    _check_used(engine, [_engine_of(stage, engine) for stage in asking])
-    return Plan(tuple(_planned(stage, engine, prompt, options or []) for stage in written))
+    _check_used(engine, [_engine_of(term, engine) for term in asking])
+    return Plan(
+        tuple(
+            PlannedStage(tuple(_planned(term, engine, prompt, options or []) for term in stage.terms), stage.keep)
+            for stage in written
+        )
+    )
 
 
-def _planned(stage: Written, engine: Engine, prompt: str | None, options: list[str]) -> Planned:
-    if stage.name == FIRST_STAGE:
-        if stage.options:
-            raise InputError(f"{FIRST_STAGE} has no options; leave out {', '.join(stage.options)}")
-        return Planned(stage.name, None, engine, stage.keep)
+def _planned(term: Term, engine: Engine, prompt: str | None, options: list[str]) -> Planned:
+    if term.name == FIRST_STAGE:
+        if term.options:
+            raise InputError(f"{FIRST_STAGE} has no options; leave out {', '.join(term.options)}")
+        return Planned(term.name, None, engine, term.weight)
     beside = [*pairs(options), *(["prompt"] if prompt is not None else [])]
-    if twice := [name for name in beside if name in stage.options]:
+    if twice := [name for name in beside if name in term.options]:
         raise InputError(f"{twice[0]} is given in --strategy and beside it; leave out one")
-    own = [f"{name}={value}" for name, value in stage.options.items() if name not in (*_ENGINES, "prompt")]
-    prompt = stage.options.get("prompt", prompt)
-    made, settled = _engine_of(stage, engine).described(stage.name, prompt, [*own, *options])
-    return Planned(stage.name, made, settled, stage.keep)
+    own = [f"{name}={value}" for name, value in term.options.items() if name not in (*_ENGINES, "prompt")]
+    prompt = term.options.get("prompt", prompt)
+    made, settled = _engine_of(term, engine).described(term.name, prompt, [*own, *options])
+    return Planned(term.name, made, settled, term.weight)
 
 
-def _engine_of(stage: Written, engine: Engine) -> Engine:
+def _engine_of(term: Term, engine: Engine) -> Engine:
     """The stage's own. What is said of another engine, or of another model, is not taken over."""
-    model, adapter, backbone = (stage.options.get(name) for name in _ENGINES)
+    model, adapter, backbone = (term.options.get(name) for name in _ENGINES)
     if backbone is not None:
         return replace(engine, model=model, adapter=adapter, backbone=backbone, backbone_options=None)
     if model is not None:
@@ -238,6 +207,8 @@ def _check_used(engine: Engine, own: Sequence[Engine]) -> None:
 def _loaded(asking: Sequence[tuple[Strategy, Engine]]) -> list[Backbone]:
     """A backbone for each. What is the same is loaded once, and so is what differs in its adapter only, where an engine
     changes that without loading; in int8 it is part of the weights."""
+    for strategy, engine in asking:
+        check_answers(engine.backbone, strategy.prompt.needs)
     there: list[tuple[Engine, Backbone]] = []
     found = []
     for strategy, engine in asking:

@@ -9,10 +9,12 @@ from typing import Annotated
 import typer
 
 from rerank.cli import options as opt
+from rerank.cli.clicks import clicks, features, new_file, score
 from rerank.cli.one import counted
 from rerank.cli.progress import Bar
 from rerank.cli.queries import queries
 from rerank.cli.run import report, requests_of
+from rerank.cli.shards import shards
 from rerank.data import load_dataset, read_run
 from rerank.errors import InputError
 from rerank.runs import Journal, is_complete, journal_path, only_process, resumable_run
@@ -34,12 +36,16 @@ Limit = Annotated[int | None, typer.Option(metavar="N", min=1, help="Only the fi
 
 @app.callback(invoke_without_command=True)
 def _root(context: typer.Context) -> None:
-    """Make training data."""
+    """Make training data, and shards of candidates."""
     if context.invoked_subcommand is None:
         typer.echo(context.get_help())
 
 
 app.command()(queries)
+app.command()(clicks)
+app.command()(features)
+app.command()(score)
+app.command()(shards)
 
 
 @app.command()
@@ -69,15 +75,18 @@ def mine(
         float | None,
         typer.Option(metavar="X", help="Leave out what the teacher scores above the positives' mean less X."),
     ] = None,
+    last: Annotated[
+        bool, typer.Option("--last", help="The least hard of the candidates in place of the hardest (DUQGen).")
+    ] = False,
 ) -> None:
     """Mine hard negatives for queries with positives.
 
     What is written are lists to train on, as JSON lines.
     """
     opt.show_log()
-    target = _new(output, ".jsonl")
+    target = new_file(output, ".jsonl", "lists")
     scores = None if teacher is None else read_run(teacher)
-    miner = Miner(negatives, positives, relevant, scores, share, margin)
+    miner = Miner(negatives, positives, relevant, scores, share, margin, last)
     opt.say(f"reading {dataset}")
     loaded = load_dataset(dataset)
     stage = None if first_stage is None else read_run(first_stage)
@@ -153,15 +162,3 @@ def label(
                 ranker, bar.watch(requests), target, tag=f"rerank-{strategy}-multi-pass", block=block, journal=journal
             )
     report(totals)
-
-
-def _new(output: str, ending: str) -> Path:
-    """The path of a file that is not there yet, in a folder that is."""
-    path = Path(output)
-    if ending not in path.suffixes:
-        raise InputError(f"--output {output}: lists end in {ending} (or {ending}.gz)")
-    if path.exists():
-        raise InputError(f"{output} exists; delete it or give another output")
-    if not path.absolute().parent.is_dir():
-        raise InputError(f"--output {output}: there is no such folder to write in")
-    return path

@@ -14,6 +14,12 @@ from rerank.data import Qrels, Run, load_dataset, read_qrels, read_run
 from rerank.errors import InputError
 from rerank.eval import Evaluation, evaluate
 
+QrelsFile = Annotated[
+    str | None, typer.Option("--qrels", "-q", metavar="FILE", help="Judgments: TREC qrels or BEIR TSV.")
+]
+JudgedDataset = Annotated[
+    str | None, typer.Option("--dataset", "-d", metavar="NAME", help="A dataset whose judgments to use.")
+]
 DEFAULT_MEASURES = ["nDCG@10", "RR@10", "AP@100", "R@100", "P@10"]
 
 
@@ -22,12 +28,8 @@ def evaluate_runs(
         list[str],
         typer.Argument(metavar="RUN", help="TREC runs; or .json/.jsonl candidates, for their given order."),
     ],
-    qrels: Annotated[
-        str | None, typer.Option("--qrels", "-q", metavar="FILE", help="Judgments: TREC qrels or BEIR TSV.")
-    ] = None,
-    dataset: Annotated[
-        str | None, typer.Option("--dataset", "-d", metavar="NAME", help="A dataset whose judgments to use.")
-    ] = None,
+    qrels: QrelsFile = None,
+    dataset: JudgedDataset = None,
     measure: Annotated[
         list[str] | None,
         typer.Option("--measure", "-m", metavar="NAME", help="As RR@10 or AP(rel=2)@100; may be repeated."),
@@ -43,9 +45,9 @@ def evaluate_runs(
 
     With trec_eval's conventions: a judged query that a run lacks counts as 0.
     """
-    judged = _judgments(qrels, dataset)
+    judged = judgments(qrels, dataset)
     measures = measure or DEFAULT_MEASURES
-    found = {name: _measure(_read(name), judged, measures, judged_only, run_queries) for name in runs}
+    found = {name: _measure(read(name), judged, measures, judged_only, run_queries) for name in runs}
     counts = {name: len(result.per_query[measures[0]]) for name, result in found.items()}
     if as_json:
         for name, result in found.items():
@@ -65,12 +67,15 @@ def evaluate_runs(
 
 
 def _measure(run: Run, judged: Qrels, measures: list[str], judged_only: bool, run_queries: bool) -> Evaluation:
-    if run_queries:  # where none is left, the whole table makes the error
-        judged = {query_id: docs for query_id, docs in judged.items() if query_id in run} or judged
-    return evaluate(run, judged, measures, judged_only=judged_only)
+    return evaluate(run, of_queries(judged, run) if run_queries else judged, measures, judged_only=judged_only)
 
 
-def _judgments(qrels: str | None, dataset: str | None) -> Qrels:
+def of_queries(judged: Qrels, run: Run) -> Qrels:
+    """The judgments of the queries that the run has. Where there are none it is all of them, which makes the error."""
+    return {query_id: docs for query_id, docs in judged.items() if query_id in run} or judged
+
+
+def judgments(qrels: str | None, dataset: str | None) -> Qrels:
     if (qrels is None) == (dataset is None):
         raise InputError("give the judgments: either --qrels FILE or --dataset NAME")
     if qrels is not None:
@@ -82,7 +87,7 @@ def _judgments(qrels: str | None, dataset: str | None) -> Qrels:
     return judged
 
 
-def _read(name: str) -> Run:
+def read(name: str) -> Run:
     if {".json", ".jsonl"} & set(Path(name).suffixes):
         return {
             each.query.query_id: {p.doc_id: -float(i) for i, p in enumerate(each.passages)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Mapping
 from typing import Annotated
 
 import typer
@@ -14,37 +15,45 @@ from rerank.errors import InputError, UnknownNameError
 
 def ls(
     kind: Annotated[
-        str | None, typer.Argument(metavar="KIND", help="strategies, prompts, models, adapters, backbones or datasets.")
+        str | None,
+        typer.Argument(
+            metavar="KIND", help="strategies, prompts, models, adapters, backbones, datasets or perturbations."
+        ),
     ] = None,
     name: Annotated[
-        str | None, typer.Argument(metavar="NAME", help="One of the strategies: its costs, and what its options mean.")
+        str | None,
+        typer.Argument(metavar="NAME", help="Of a strategy its costs and options, of a suite's dataset its figures."),
     ] = None,
 ) -> None:
     """List what can be named, and what each needs."""
-    from rerank.cli import ls_strategies
+    from rerank.cli import ls_datasets, ls_strategies
 
-    shelves = {
-        "strategies": ls_strategies.table,
-        "prompts": _prompts,
-        "models": _models,
-        "adapters": _adapters,
-        "backbones": _backbones,
-        "datasets": _datasets,
+    shelves: Mapping[str, Callable[[], Iterable[Table]]] = {
+        "strategies": lambda: [ls_strategies.table()],
+        "prompts": lambda: [_prompts()],
+        "models": lambda: [_models()],
+        "adapters": lambda: [_adapters()],
+        "backbones": lambda: [_backbones()],
+        "datasets": ls_datasets.tables,
+        "perturbations": lambda: [_perturbations()],
     }
     if kind is not None and kind not in shelves:
         raise UnknownNameError("kind", kind, shelves)
-    if name is not None:
-        if kind != "strategies":
-            raise InputError(f"of {kind} there is no more to show of one; leave {name!r} out")
-        for position, part in enumerate(ls_strategies.details(name)):
-            if position:
-                screen.print()
-            show(part) if isinstance(part, Table) else screen.print(part, soft_wrap=True)
-        return
-    for position, shelf in enumerate([kind] if kind is not None else shelves):
+    if name is None:
+        _show(part for shelf in ([kind] if kind is not None else shelves) for part in shelves[shelf]())
+    elif kind == "strategies":
+        _show(ls_strategies.details(name))
+    elif kind == "datasets":
+        _show(ls_datasets.details(name))
+    else:
+        raise InputError(f"of {kind} there is no more to show of one; leave {name!r} out")
+
+
+def _show(parts: Iterable[Table | str]) -> None:
+    for position, part in enumerate(parts):
         if position:
             screen.print()
-        show(shelves[shelf]())
+        show(part) if isinstance(part, Table) else screen.print(part, soft_wrap=True)
 
 
 def _adapters() -> Table:
@@ -104,13 +113,10 @@ def _backbones() -> Table:
     return table
 
 
-def _datasets() -> Table:
-    from rerank.data import list_samples
+def _perturbations() -> Table:
+    from rerank.robustness import perturbations
 
-    table = bare_table("dataset", "what it is")
-    for name in list_samples():
-        table.add_row(f"sample:{name}", "comes with the package, first stage included")
-    table.add_row("irds:ID", "any ir_datasets id, as irds:beir/scifact/test; downloaded at first use")
-    table.add_row("PATH or PATH:SPLIT", "a BEIR folder; split 'test' unless named")
-    table.add_row("FILE.json, FILE.jsonl", "rank_llm's requests, or lists {qid, query, docs: [{docid, text, label}]}")
+    table = bare_table("perturbation", "kind", "what it does", "source")
+    for each in perturbations().values():
+        table.add_row(each.name, each.kind, Text(each.about), Text(each.source))
     return table

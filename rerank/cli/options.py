@@ -5,8 +5,10 @@ from __future__ import annotations
 import io
 import logging
 import os
+import re
+import shlex
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Annotated
 
@@ -14,6 +16,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from rerank.adapters import digest
 from rerank.backbones import Backbone, load_backbone
 from rerank.calls import Kind
 from rerank.defaults import Asked, resolve, settle
@@ -113,11 +116,14 @@ class Engine:
 
     @property
     def settings(self) -> dict[str, object]:
-        """For a run's card. A key is nobody else's to read, and changes no score."""
+        """For a run's card. A key is nobody else's to read, and changes no score. An adapter that was trained anew is
+        another one under the same name, so its weights are named too, where they are here."""
         options = [each for each in self.backbone_options or [] if not each.partition("=")[0].strip().endswith("key")]
+        weights = None if self.adapter is None else digest(self.adapter)
         return {
             "model": self.model,
             "adapter": self.adapter,
+            **({} if weights is None else {"adapter_sha256": weights}),
             "backbone": self.backbone,
             "backbone_options": options,
             "device": self.device,
@@ -162,6 +168,12 @@ def pairs(options: list[str] | None) -> dict[str, object]:
     return found
 
 
+def command_line() -> str:
+    """What was typed, as one could type it again. A key is nobody else's to read."""
+    shown = [re.sub(r"(?i)(key\s*=).*", r"\1...", each, flags=re.DOTALL) for each in sys.argv[1:]]
+    return shlex.join(["rerank", *shown])
+
+
 def say(text: str) -> None:
     """What is going on, for who sits in front of it; a log file is spared it."""
     if notes.is_terminal:
@@ -176,9 +188,14 @@ def bare_table(*columns: str) -> Table:
     return table
 
 
+def folds() -> bool:
+    """Whether what is too wide for the terminal is folded: not in a pipe or a file."""
+    return screen.is_terminal or "COLUMNS" in os.environ
+
+
 def show(table: Table) -> None:
     """A table as wide as the terminal; in a pipe or a file as wide as it is, so that a row stays a line."""
-    if screen.is_terminal or "COLUMNS" in os.environ:
+    if folds():
         screen.print(table)
         return
     wide = Console(width=1_000_000, highlight=False, markup=False, emoji=False)
@@ -217,3 +234,8 @@ def show_log() -> None:
     if not log.handlers:
         log.addHandler(_Log())
         log.setLevel(logging.INFO)
+
+
+def words(options: Mapping[str, object]) -> list[str]:
+    """`{window: 10}` as the command line has it, `["window=10"]`."""
+    return [f"{name}={'none' if each is None else each}" for name, each in options.items()]

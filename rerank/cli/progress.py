@@ -9,13 +9,36 @@ from functools import partial
 from threading import Lock
 from types import TracebackType
 
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
+from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, TextColumn, TimeRemainingColumn
 
-from rerank.cli.options import notes
+from rerank.cli.options import notes, say
 from rerank.jobs import Progress as Done
 from rerank.types import Candidates, Usage
 
 NOTE_S = 60.0  # where no bar can be drawn there is a line at most this often
+
+
+STATE = TextColumn("{task.fields[state]}")
+
+
+def drawn(*columns: ProgressColumn, hidden: bool = False) -> Progress:
+    """The bar that all commands have, on stderr; `columns` stand behind it."""
+    return Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=20),
+        *columns,
+        console=notes,
+        transient=True,
+        redirect_stdout=False,  # else what is printed to stdout would come out here, on stderr
+        disable=hidden or not notes.is_terminal,
+    )
+
+
+def watching(title: str, queries: int, calls: Callable[[int], int], done: int) -> Bar:
+    """What the parts of a study or a suite are watched by."""
+    say(title)
+    return Bar(title, queries, calls, done=done)
 
 
 class Bar:
@@ -33,16 +56,7 @@ class Bar:
         self._ranked = done  # before this block
         self._calls, self._tokens, self._last, self._seen = 0, 0, Done(), done
         self._started = self._noted = time.monotonic()
-        self._progress = Progress(
-            SpinnerColumn(),
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=20),
-            TextColumn("{task.fields[state]}"),
-            console=notes,
-            transient=True,
-            redirect_stdout=False,  # else what is printed to stdout would come out here, on stderr
-            disable=hidden or not notes.is_terminal,
-        )
+        self._progress = drawn(STATE, hidden=hidden)
         self._task = self._progress.add_task(title, total=None, state="first batch")
 
     def watch(self, requests: Iterable[Candidates]) -> Iterator[Candidates]:
@@ -90,6 +104,29 @@ class Bar:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._progress.stop()
+
+
+class Counted:
+    """A bar for what is simply counted, as documents are."""
+
+    def __init__(self, title: str, unit: str) -> None:
+        self._unit, self._noted = unit, time.monotonic()
+        self._progress = drawn(TextColumn(f"{{task.completed:,.0f}}/{{task.total:,.0f}} {unit}"), TimeRemainingColumn())
+        self._task = self._progress.add_task(title, total=0)
+
+    def show(self, done: int, total: int) -> None:
+        self._progress.update(self._task, total=total, completed=done)
+        now = time.monotonic()
+        if not notes.is_terminal and now - self._noted >= NOTE_S:
+            self._noted = now
+            notes.print(f"{done:,}/{total:,} {self._unit}")
+
+    def __enter__(self) -> Counted:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
         self._progress.stop()
 
 

@@ -2,29 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
-import numpy as np
 import typer
-from numpy.typing import NDArray
 
 from rerank.cli import options as opt
 from rerank.cli.one import counted, summary
 from rerank.cli.progress import Bar
+from rerank.data.dense import embed_rows
 from rerank.errors import InputError
 from rerank.prompts import load_prompt
 from rerank.reranker import Ranker
 from rerank.runs import Totals, only_process
+from rerank.training.clusters import TEMPERATURE, Clusters, cluster, tfidf
 from rerank.training.sources import excluded_words
 from rerank.training.synthetic import (
     Notebook,
     Rules,
     Writer,
     choose,
-    cluster,
-    embed_documents,
     read_documents,
     request,
     told,
@@ -32,6 +31,11 @@ from rerank.training.synthetic import (
     write_folder,
 )
 from rerank.types import Passage
+
+
+class Embed(StrEnum):
+    BI_ENCODER = "bi-encoder"
+    TFIDF = "tfidf"
 
 
 def queries(
@@ -47,6 +51,16 @@ def queries(
     clusters: Annotated[
         int | None,
         typer.Option(metavar="K", min=1, help="Draw them from K clusters of the corpus, each by its size (DUQGen)."),
+    ] = None,
+    temperature: Annotated[
+        float | None,
+        typer.Option(
+            metavar="T", help="Of the draw within a cluster: the lower, the nearer to its centre. Default: 1."
+        ),
+    ] = None,
+    embed: Annotated[
+        Embed | None,
+        typer.Option(help="What clusters are made of: the embedded bi-encoder (the default), or words alone."),
     ] = None,
     seed: Annotated[int, typer.Option(metavar="N", help="Of the draw.")] = 0,
     prompt: Annotated[
@@ -88,6 +102,9 @@ def queries(
     pass the filters, and each query's document with label 1.
     """
     opt.show_log()
+    if clusters is None and (temperature is not None or embed is not None):
+        raise InputError(f"--{'embed' if temperature is None else 'temperature'} is for --clusters K; give that too")
+    heat = TEMPERATURE if temperature is None else temperature
     writer = Writer(tuple(load_prompt(name) for name in prompt or ["query-generation"]), passage_tokens)
     excluded = frozenset(words for name in exclude or [] for words in excluded_words(name, Path()))
     rules = Rules(writer.prompts, min_words, max_words, max_copied, excluded)
@@ -101,13 +118,19 @@ def queries(
         "passage_tokens": passage_tokens,
         **engine.settings,
     }
+    if clusters is not None:
+        settings |= {
+            "temperature": TEMPERATURE if temperature is None else temperature,
+            "embed": embed or Embed.BI_ENCODER,
+        }
     if (out / "qrels" / "train.tsv").exists() and not (out / "queries.journal").exists():
         raise InputError(f"{out} holds a train split that was not made here; give another --out")
     known = read_documents(corpus)
     out.mkdir(parents=True, exist_ok=True)
     with only_process(out / "queries.jsonl"):
         notebook = Notebook(out / "queries.journal", settings)
-        chosen = choose(known, documents, seed, _clusters(known, clusters, seed, device))
+        found = None if clusters is None else _clusters(worth(known), clusters, seed, embed, device)
+        chosen = choose(known, documents, seed, found, heat)
         todo = [document for document in chosen if document.doc_id not in notebook.texts]
         if len(todo) < len(chosen):
             opt.notes.print(f"{out}: documents done: {len(chosen) - len(todo)}; going on from there")
@@ -139,17 +162,13 @@ def _write(ranker: Ranker, bar: Bar, todo: Sequence[Passage], notebook: Notebook
     return totals
 
 
-def _clusters(known: Mapping[str, Passage], clusters: int | None, seed: int, device: str | None) -> list[int] | None:
-    """The cluster of each document that may be asked about, by the embedded bi-encoder."""
-    if clusters is None:
-        return None
+def _clusters(known: Sequence[Passage], clusters: int, seed: int, embed: Embed | None, device: str | None) -> Clusters:
+    """Of the documents that may be asked about."""
+    opt.say("embedding the corpus")
+    if embed is Embed.TFIDF:
+        return cluster(tfidf([document.full_text for document in known], seed), clusters, seed)
     from rerank.backbones.bi_encoder import BiEncoderBackbone
 
-    opt.say("embedding the corpus")
     encoder = BiEncoderBackbone.load(device=device, cache_mb=0)
-
-    def embed(texts: list[str]) -> NDArray[np.float32]:
-        rows: NDArray[np.float32] = encoder.embed("document", texts).numpy()
-        return rows
-
-    return cluster(embed_documents(worth(known), embed), clusters, seed)
+    rows = embed_rows(encoder, "document", [document.full_text for document in known])
+    return cluster(rows, clusters, seed)

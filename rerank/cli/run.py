@@ -15,12 +15,24 @@ from rerank.cli import options as opt
 from rerank.cli.cascade import plan
 from rerank.cli.one import counted, summary
 from rerank.cli.progress import Bar
+from rerank.cli.sharded import (
+    EngineName,
+    RayAddress,
+    WorkerCpus,
+    WorkerGpus,
+    Workers,
+    executor_of,
+    rank_in_shards,
+    refuse_parts,
+)
 from rerank.data import Dataset, load_dataset, read_lists, read_queries, read_run, write_run
 from rerank.data.files import read_lines
+from rerank.data.shards import is_sharded, list_shards, read_shard
 from rerank.errors import InputError
 from rerank.reranker import OnError, Ranker
-from rerank.runs import Journal, Totals, is_complete, journal_path, only_process, resumable_run
+from rerank.runs import Journal, Totals, is_complete, journal_path, only_process, resumable_run, writable
 from rerank.scheduler import MAX_CALLS
+from rerank.sharded import Work, parts_path
 from rerank.types import Candidates, Ranking
 
 
@@ -72,11 +84,18 @@ def run(
             help="Calls in flight together. In more of them more begin alike, and that is computed once.",
         ),
     ] = MAX_CALLS,
+    engine: EngineName = "here",
+    workers: Workers = None,
+    ray_address: RayAddress = None,
+    worker_cpus: WorkerCpus = None,
+    worker_gpus: WorkerGpus = None,
 ) -> None:
     """Rank every query's candidates and write a TREC run."""
     opt.show_log()
-    engine = opt.Engine(model, adapter, backbone, backbone_option, device, dtype)
-    planned = plan(strategy, engine, prompt, option)
+    executor = executor_of(engine, workers, ray_address, worker_cpus, worker_gpus, device)
+    sharded = queries is None and dataset is not None and is_sharded(Path(dataset))
+    asked = opt.Engine(model, adapter, backbone, backbone_option, device, dtype)
+    planned = plan(strategy, asked, prompt, option)
     tag = tag or planned.tag
     if any(map(str.isspace, tag)):
         raise InputError(f"the tag {tag!r} cannot stand in a TREC run: it has white space")
@@ -95,6 +114,8 @@ def run(
     on_error: OnError = "raise" if strict else "keep"
     # the model takes longest, so it is loaded when all else is known to be in order
     load = partial(planned.load, strict=strict, max_calls=wave)
+    if output == "-" and (executor is not None or sharded):
+        raise InputError("give --output: what is ranked of the shards is kept beside it until all is there")
     if output == "-":
         known, requests = requests_of(dataset, first_stage, queries, depth, limit)
         bar = Bar(
@@ -115,6 +136,14 @@ def run(
                 )
             opt.notes.print(f"{output} is already there, made with these settings")
             return
+        origin = {"command": opt.command_line()}
+        if executor is not None or sharded:
+            work = Work(load, parts_path(target).absolute(), settings, tag, depth, block, on_error, origin)
+            whole = sharded and limit is None and first_stage is None
+            source = Path(str(dataset)) if whole else requests_of(dataset, first_stage, queries, depth, limit)[1]
+            report(rank_in_shards(work, source, target, executor, planned.title))
+            return
+        refuse_parts(target)
         journal = Journal(journal_path(target), settings)
         known, requests = requests_of(dataset, first_stage, queries, depth, limit)
         bar = Bar(planned.title, known, planned.calls, done=journal.totals.queries)
@@ -122,7 +151,14 @@ def run(
         try:
             with bar:
                 totals = resumable_run(
-                    ranker, bar.watch(requests), target, tag=tag, block=block, journal=journal, on_error=on_error
+                    ranker,
+                    bar.watch(requests),
+                    target,
+                    tag=tag,
+                    block=block,
+                    journal=journal,
+                    on_error=on_error,
+                    origin=origin,
                 )
         except KeyboardInterrupt:
             durable = Journal(journal_path(target), settings).totals  # a block may be written and not counted yet
@@ -138,21 +174,7 @@ def requests_of(
     known, requests = _source(dataset, first_stage, queries, depth)
     if limit is not None and known is not None:
         known = min(known, limit)
-    return known, _writable(islice(requests, limit))
-
-
-def _writable(requests: Iterable[Candidates]) -> Iterator[Candidates]:
-    """Refuses what a run cannot hold before it is ranked, not when the file is written, hours later."""
-    seen: set[str] = set()
-    for request in requests:
-        query_id = request.query.query_id
-        if query_id in seen:
-            raise InputError(f"query {query_id!r} comes twice; a run holds each query once")
-        seen.add(query_id)
-        for name in (query_id, *(passage.doc_id for passage in request.passages)):
-            if not name or any(map(str.isspace, name)):
-                raise InputError(f"the id {name!r} cannot stand in a TREC run: it is empty or has white space")
-        yield request
+    return known, writable(islice(requests, limit))
 
 
 def _source(
@@ -161,6 +183,11 @@ def _source(
     if queries is None:
         if dataset is None:
             raise InputError("give a dataset, or --queries with passages; see 'rerank ls datasets'")
+        if is_sharded(Path(dataset)):
+            if first_stage is not None:
+                raise InputError("shards bring their own candidates; leave out --run")
+            requests = chain.from_iterable(map(read_shard, list_shards(Path(dataset))))
+            return None, (Candidates(each.query, each.passages[:depth]) for each in requests)
         opt.say(f"reading {dataset}")
         loaded = load_dataset(dataset)
         stage = None if first_stage is None else read_run(first_stage)

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
 from rerank.cli.one import counted
 from rerank.cli.options import notes, say, screen, show_log
-from rerank.cli.progress import NOTE_S, clock
+from rerank.cli.progress import NOTE_S, STATE, clock, drawn
+from rerank.training.feature_recipe import is_of_features, read_feature_recipe
 from rerank.training.recipe import read_recipe
 
 if TYPE_CHECKING:
@@ -31,6 +31,9 @@ def train(
 
     For several processes: accelerate launch -m rerank train RECIPE
     """
+    if is_of_features(recipe):
+        _features(recipe, out, fresh, check)
+        return
     read = read_recipe(recipe)
     first = os.environ.get("RANK", "0") == "0"  # of several processes one tells
     if first:
@@ -56,9 +59,32 @@ def train(
         parts.append(f"loss {result.loss:.4f}")
     if read.evaluation is not None and result.measure is not None:
         parts.append(f"{read.evaluation.measure} {result.measure:.4f}")
+    parts += [f"{name.replace('_', ' ')} {value:.4f}" for name, value in result.gauges.items()]
     screen.print(", ".join([*parts, f"{result.tokens_per_s:,.0f} tokens/s"]), soft_wrap=True)
     if read.adapter.compress is not None:
         screen.print(f"rank {read.adapter.compress} keeps {result.kept:.1%} of the adapter")
+    screen.print(f"{result.folder}\n{folder / 'curve.png'}", soft_wrap=True)
+
+
+def _features(recipe: Path, out: Path | None, fresh: bool, check: bool) -> None:
+    """A recipe of strategy `features`: a network in place of an adapter."""
+    from rerank.training.features import check_features, train_features
+
+    read = read_feature_recipe(recipe)
+    show_log()
+    if check:
+        check_features(read)
+        screen.print(f"{recipe}: a sound recipe: {read.name}, {read.strategy}", soft_wrap=True)
+        return
+    folder = out or Path("runs") / read.name
+    say(f"training {read.name} into {folder}")
+    measure = read.evaluation.measure if read.evaluation is not None else ""
+    with Steps(read.name, measure) as steps:
+        result = train_features(recipe, folder, fresh=fresh, watch=steps.show)
+    parts = [counted(result.steps, "step", "steps"), f"loss {result.loss:.4f}"]
+    if result.measure is not None:
+        parts.append(f"{measure} {result.measure:.4f}")
+    screen.print(", ".join([*parts, f"{result.lists_per_s:,.0f} lists/s"]), soft_wrap=True)
     screen.print(f"{result.folder}\n{folder / 'curve.png'}", soft_wrap=True)
 
 
@@ -69,16 +95,7 @@ class Steps:
         self._measure = measure
         self._started: float | None = None
         self._noted = time.monotonic()
-        self._progress = Progress(
-            SpinnerColumn(),
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=20),
-            TextColumn("{task.fields[state]}"),
-            console=notes,
-            transient=True,
-            redirect_stdout=False,
-            disable=not notes.is_terminal,
-        )
+        self._progress = drawn(STATE)
         self._task = self._progress.add_task(title, total=None, state="reading data and model")
 
     def show(self, moment: Moment) -> None:
@@ -96,6 +113,8 @@ class Steps:
         parts = [f"{moment.step:,}/{moment.steps:,} steps"]
         if moment.loss is not None:
             parts.append(f"loss {moment.loss:.4f}")
+        if moment.reward is not None:
+            parts.append(f"reward {moment.reward:.3f}")
         if moment.measure is not None:
             parts.append(f"{self._measure} {moment.measure:.4f} (best {moment.best:.4f})")
         if moment.tokens_per_s:

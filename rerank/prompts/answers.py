@@ -362,6 +362,15 @@ def name_passages(text: str, called: Sequence[str], identifiers: Identifiers = "
     return _IDENTIFIER[identifiers].sub(name, text).strip()
 
 
+def identified(text: str, identifiers: Identifiers = "numbers") -> list[tuple[int, int]]:
+    """Every identifier in a text, as a 0-based position, -1 for [0], with where it ends.
+
+    >>> identified("[2] > [1]")
+    [(1, 3), (0, 9)]
+    """
+    return [(_position(match), match.end()) for match in _IDENTIFIER[identifiers].finditer(text)]
+
+
 def _position(identifier: re.Match[str]) -> int:
     """0-based; what is no letter is a number."""
     said = identifier[1]

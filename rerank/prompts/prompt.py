@@ -165,6 +165,11 @@ class Prompt(BaseModel):
         return isinstance(self.answer, ReasonedIdentifier)
 
     @property
+    def begun(self) -> str:
+        """What the answer begins with, as it is shown: the prefix, its braces no longer doubled."""
+        return "".join(literal for literal, *_ in Formatter().parse(self.prefix))
+
+    @property
     def reasons(self) -> bool:
         """Whether it has a thought written before the answer."""
         return getattr(self.answer, "reason_tokens", None) is not None
@@ -343,8 +348,7 @@ class Prompt(BaseModel):
         if not isinstance(self.answer, Scores):
             raise PromptError(f"prompt {self.name!r} does not ask for the scores of several passages")
         (answer,) = answers
-        begun = "".join(literal for literal, *_ in Formatter().parse(self.prefix))  # its braces are no longer doubled
-        text, identifiers = begun + answer.text, self.answer.identifiers
+        text, identifiers = self.begun + answer.text, self.answer.identifiers
         values, outcomes = read_scores(text, len(passages), self.answer.highest, identifiers)
         reasoning = read_reasoning(text, [passage.doc_id for passage in passages], identifiers)
         return Scored(values, reasoning, outcomes)

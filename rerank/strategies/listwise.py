@@ -137,7 +137,7 @@ class Listwise:
         return Order(merged, None, told.outcomes, told.reasoning)
 
     def _merged(self, votes: Sequence[Sequence[int]]) -> list[int]:
-        from rerank.strategies import aggregation  # numpy, for those who need it
+        from rerank import aggregation  # numpy, for those who need it
 
         return aggregation.borda(votes) if self.merge == "borda" else aggregation.kemeny_of_orders(votes)
 

@@ -138,7 +138,7 @@ class Pairwise:
         return as_read(Verdict(tuple(order)), heard)
 
     def _all(self, candidates: Candidates, heard: list[Order]) -> Steps:
-        from rerank.strategies import aggregation  # numpy, for those who need it
+        from rerank import aggregation  # numpy, for those who need it
 
         n = len(candidates)
         if self.aggregate == "kemeny":

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rerank.types import Passage
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -92,3 +94,52 @@ def loaded(folder: Path, *, decoder_only: bool = True) -> tuple[PreTrainedModel,
     kind = AutoModelForCausalLM if decoder_only else AutoModelForSeq2SeqLM
     model = kind.from_pretrained(folder, dtype=torch.float32).eval()
     return model, AutoTokenizer.from_pretrained(folder, padding_side="left" if decoder_only else "right")
+
+
+QUERY = "how long do fleas live?"
+TEXTS = ["A flea lives for a year.", "Stocks fell on Monday", "Fleas? No days. " * 9, "yes."]
+SYSTEM = "You are RankLLM, an intelligent assistant that can rank passages based on their relevancy to the query"
+RANK = (
+    "I will provide you with 2 passages, each indicated by {kind} identifier []. Rank the passages based on their "
+    "relevance to the search query: how long do fleas live?.\n"
+    "[{first}] A flea lives for a year.\n"
+    "[{second}] Stocks fell on Monday\n"
+    "Search Query: how long do fleas live?.\n"
+    "Rank the 2 passages above based on their relevance to the search query. All the passages should be included and "
+    "listed using identifiers, in descending order of relevance. The output format should be [] > [], e.g., "
+    "[{second}] > [{first}], Answer concisely and directly and only respond with the ranking results, do not say any "
+    "word or explain."
+)
+FORMS = {  # prompt: the whole text, as the model's card or its own code has it
+    "qwen3-reranker": """<|im_start|>system
+Judge whether the Document meets the requirements based on the Query and the Instruct provided. Note that the answer can only be "yes" or "no".<|im_end|>
+<|im_start|>user
+<Instruct>: Given a web search query, retrieve relevant passages that answer the query
+<Query>: how long do fleas live?
+<Document>: A flea lives for a year.<|im_end|>
+<|im_start|>assistant
+<think>
+
+</think>
+
+""",  # noqa: E501
+    "mxbai-rerank-v2": """<|im_start|>system
+You are Qwen, created by Alibaba Cloud. You are a helpful assistant.<|im_end|>
+<|im_start|>user
+query: how long do fleas live?
+document: A flea lives for a year.
+You are a search relevance expert who evaluates how well documents match search queries. For each query-document pair, carefully analyze the semantic relationship between them, then provide your binary relevance judgment (0 for not relevant, 1 for relevant).
+Relevance:<|im_end|>
+<|im_start|>assistant
+""",  # noqa: E501
+    "bge-reranker-v2-gemma": """A: how long do fleas live?
+B: A flea lives for a year.
+Given a query A and a passage B, determine whether the passage contains an answer to the query by providing a prediction of either 'Yes' or 'No'.""",  # noqa: E501
+    "monot5": "Query: how long do fleas live? Document: A flea lives for a year. Relevant:",
+    "rank-zephyr": RANK.format(kind="a numerical", first=1, second=2),
+    "first-mistral": RANK.format(kind="an alphabetical", first="A", second="B"),
+}
+
+
+def passages(*texts: str) -> list[Passage]:
+    return [Passage(text, f"d{i}") for i, text in enumerate(texts)]
