@@ -43,6 +43,17 @@ def test_an_int8_layer_is_near_its_own_and_knows_no_company() -> None:
     assert eight(x.bfloat16()).dtype == torch.bfloat16
 
 
+def test_int8_is_the_same_with_and_without_a_product_of_the_processor_s() -> None:
+    generator = torch.Generator().manual_seed(0)
+    layer = torch.nn.Linear(576, 40)
+    x = torch.randn(24, 576, generator=generator)
+    eight = Int8Linear(layer)
+    answers = []
+    for eight.fast in (True, False):
+        answers.append(eight(x))
+    assert torch.equal(*answers)
+
+
 def test_int8_takes_an_adapter_when_loaded_and_none_after(
     tiny_model: Path, tmp_path: Path, make_candidates: Make
 ) -> None:

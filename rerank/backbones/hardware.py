@@ -70,6 +70,13 @@ def _cpu_multiplies_bfloat16() -> bool:
         return False
 
 
+def cpu_multiplies_int8() -> bool:
+    """Whether torch has a fast product of int8 matrices here; elsewhere its own is some forty times float32's time."""
+    import torch
+
+    return bool(getattr(torch.cpu, "_is_vnni_supported", bool)())
+
+
 def default_batch_tokens(device: torch.device) -> int:
     """Tokens in a batch, padding included: what fills the device without filling its memory or its caches."""
     return 2048 if device.type == "cpu" else 32768
