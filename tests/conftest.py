@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from service import Running
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test needs the hub; a look-up there would only be slow
+os.environ["NO_PROXY"] = os.environ["no_proxy"] = "127.0.0.1,localhost"  # the servers of the tests are here
 os.environ.pop("COLUMNS", None)  # xdist sets it, and every table would be folded
 
 CHAT_TEMPLATE = (

@@ -33,7 +33,8 @@ def test_the_python_blocks_run_in_order(capfd: pytest.CaptureFixture[str], monke
     for module in (common, rerank):
         monkeypatch.setattr(module, "load", lambda name, **_: {"pointwise": embedded}[name], raising=False)
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
-    inherited = {name: os.environ[name] for name in os.environ if name.startswith(("PYTHON", "OMP_", "HF_", "XDG_"))}
+    kept = ("PYTHON", "OMP_", "HF_", "XDG_", "RERANK_", "PIP_")
+    inherited = {name: value for name, value in os.environ.items() if name.startswith(kept)}
     namespace: dict[str, object] = {"__name__": "guide"}
     with running(service()) as here:
         for block in blocks("python"):

@@ -174,11 +174,14 @@ def test_what_takes_too_long_is_given_up() -> None:
     served(work, lambda: word_ranker(gate), timeout_s=0.2)
 
 
+KEPT = ("PYTHON", "OMP", "MKL", "XDG", "HF", "RERANK_", "PIP_")
+
+
 def over_pipes(work: Work, log: Path, *flags: str) -> None:
     server = StdioServerParameters(
         command=sys.executable,
         args=["-m", "rerank", "mcp", *flags],
-        env={name: os.environ[name] for name in os.environ if name.startswith(("PYTHON", "OMP", "MKL", "XDG", "HF"))},
+        env={name: value for name, value in os.environ.items() if name.startswith(KEPT)},
     )
 
     async def main() -> None:

@@ -96,8 +96,11 @@ def normal(name: str) -> str:
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`python -m build` makes the sdist, then the wheel out of it."""
-    folder = tmp_path_factory.mktemp("dist")
-    run(sys.executable, "-m", "build", "--outdir", folder, ROOT, cwd=folder)
+    folder, tree = tmp_path_factory.mktemp("dist"), tmp_path_factory.mktemp("tree") / "rerank"
+    # a copy: the build writes metadata into the tree, which other tests may be reading
+    left = shutil.ignore_patterns(".*", "*.egg-info", "work", "runs", "build")
+    shutil.copytree(ROOT, tree, symlinks=True, ignore=left)
+    run(sys.executable, "-m", "build", "--outdir", folder, tree, cwd=folder)
     assert len(list(folder.glob("*.tar.gz"))) == 1
     return next(folder.glob("*.whl"))
 

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 Ids = Sequence[int]
 
 _HEAD = 64  # tokens from which a beginning is read once before generation
+_PROBED = 64  # tokens that packing is tried on
 
 
 def exact(head: torch.nn.Linear, states: Tensor) -> Tensor:
@@ -85,7 +86,12 @@ class Weights:
             self.peft.set_adapter(self.adapters[adapter])
 
     def quantise(self) -> None:
-        """Puts the linear layers into int8; no adapter can be attached after that."""
+        """Puts the linear layers into int8; no adapter can be attached after that.
+
+        Whether sequences can be packed is seen before: a last digit that differs is a step of int8 afterwards.
+        """
+        with torch.inference_mode():
+            self.packs = self.probe(range(min(_PROBED, self.model.config.vocab_size)))
         speedups.quantise(self.model)
         self.int8 = True
 
@@ -155,7 +161,7 @@ class Weights:
             return False
         if getattr(self.model.config, "_attn_implementation", None) != packing.NAME:
             return False
-        tokens = list(sequence)[:64]
+        tokens = list(sequence)[:_PROBED]
         pair = [tokens, [*tokens[: len(tokens) // 2 + 1], *tokens[:3]]]
         try:
             ours = torch.cat(self._logits_packed(pair, [1, 1], None, True))

@@ -41,7 +41,7 @@ def _executable(playwright: Playwright) -> str:
 def chromium() -> Iterator[Browser]:
     expect.set_options(timeout=WAIT_S * 1000)
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=_executable(playwright), args=[*_FLAGS])
+        browser = playwright.chromium.launch(executable_path=_executable(playwright), args=[*_FLAGS], timeout=120_000)
         yield browser
         browser.close()
 

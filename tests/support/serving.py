@@ -35,4 +35,6 @@ def serving(*flags: object, **environment: str) -> Iterator[tuple[subprocess.Pop
 def ended(process: subprocess.Popen[str], number: int) -> tuple[int, str, list[dict[str, object]]]:
     process.send_signal(number)
     out, err = process.communicate(timeout=60)
-    return process.returncode, out, [json.loads(line) for line in err.splitlines()]
+    # torch's own word where a sandbox hides the processor's details
+    lines = [line for line in err.splitlines() if not line.startswith("Error in cpuinfo")]
+    return process.returncode, out, [json.loads(line) for line in lines]
