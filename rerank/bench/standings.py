@@ -89,7 +89,8 @@ class Standings:
             runs = {name: read_run(file) for name, file in own.items()}
             cards = {name: run_card(file) for name, file in own.items()}
             texts = {asked.query.query_id: asked for asked in each.task.requests}
-            found.append(Section(each.name, each.comparison, runs, each.task.judged, texts, cards, self.prices))
+            prices = {name: price for name, price in self.prices.items() if name in own}
+            found.append(Section(each.name, each.comparison, runs, each.task.judged, texts, cards, prices))
         return found
 
     @property
