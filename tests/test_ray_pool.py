@@ -39,9 +39,8 @@ def cluster() -> Iterator[str]:
         patch.setenv("PYTHONPATH", os.pathsep.join([str(Path(sharded_case.__file__).parent), *filter(None, sys.path)]))
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         patch.setenv("RAY_DEDUP_LOGS_SKIP_REGEX", "died or was killed|retries remaining")
-        patch.setenv(
-            "RAY_memory_monitor_refresh_ms", "0"
-        )  # it would kill workers where other processes fill the memory
+        # it would kill workers where other processes fill the memory
+        patch.setenv("RAY_memory_monitor_refresh_ms", "0")
         made = started()
         try:
             yield made.address
