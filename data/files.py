@@ -34,14 +34,30 @@ def open_text(path: str | Path, mode: Literal["r", "w"] = "r") -> TextIO:
 
 @contextmanager
 def appearing_whole(path: str | Path) -> Iterator[Path]:
-    """What to write beside a file; it takes the file's place when all is written, and is gone where that failed."""
+    """What to write beside a file; it takes the file's place when all is written, and is gone where that failed.
+
+    It is on the disk before it takes that place: what it is made from may be deleted afterwards."""
     path = Path(path)
     partial = path.with_name(f".writing.{path.name}")  # the ending says how to compress
     try:
         yield partial
+        with partial.open("r+b") as written:
+            os.fsync(written.fileno())
         os.replace(partial, path)
+        _sync_folder(path.parent)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Makes names in it durable, where a system has a way to."""
+    if os.name == "nt":
+        return
+    number = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)
 
 
 def require_file(what: str, path: Path) -> None:

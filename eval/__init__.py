@@ -3,7 +3,7 @@
 if __name__ != "rerank.eval":
     raise ImportError("import this package as rerank.eval")
 
-from rerank.eval.comparison import Compared, Comparison, ceiling, compare, consensus, judged_at, stars
+from rerank.eval.comparison import Compared, Comparison, ceiling, compare, consensus, judged_at, no_kemeny, stars
 from rerank.eval.efficiency import Cost, Prices, frontier
 from rerank.eval.measures import Evaluation, evaluate
 from rerank.measure import Measure
@@ -21,5 +21,6 @@ __all__ = [
     "evaluate",
     "frontier",
     "judged_at",
+    "no_kemeny",
     "stars",
 ]

@@ -137,8 +137,9 @@ def consensus(scores: Mapping[str, Mapping[str, float]]) -> dict[Consensus, dict
 
     `mean`, the usual one, lets the dataset with the widest spread decide. `borda` is the number of systems that one is
     above, half for ties, as a mean over datasets; `kemeny` n - place in the order that contradicts the fewest
-    comparisons within datasets (Colombo et al., "What are the best Systems?", NeurIPS 2022). Raises InputError where
-    a system lacks a dataset.
+    comparisons within datasets (Colombo et al., "What are the best Systems?", NeurIPS 2022). Its search is exact, so of
+    more systems than that allows there is no `kemeny` (`no_kemeny` says why). Raises InputError where a system lacks a
+    dataset.
     """
     from rerank.aggregation import kemeny, wins
 
@@ -151,9 +152,20 @@ def consensus(scores: Mapping[str, Mapping[str, float]]) -> dict[Consensus, dict
             raise InputError(f"{name} and {names[0]} were not measured on the same datasets: {missing[0]!r}")
     table = np.array([[scores[name][each] for each in datasets] for name in names])  # [systems, datasets]
     above = (table[:, None] > table[None, :]).mean(2) + (table[:, None] == table[None, :]).mean(2) / 2
-    order = kemeny(above.tolist())
-    return {
+    found: dict[Consensus, dict[str, float]] = {
         "mean": dict(zip(names, map(float, table.mean(1)), strict=True)),
         "borda": dict(zip(names, wins(above.tolist()), strict=True)),
-        "kemeny": {names[system]: float(len(names) - 1 - place) for place, system in enumerate(order)},
     }
+    if no_kemeny(len(names)) is None:
+        order = kemeny(above.tolist())
+        found["kemeny"] = {names[system]: float(len(names) - 1 - place) for place, system in enumerate(order)}
+    return found
+
+
+def no_kemeny(systems: int) -> str | None:
+    """Why so many systems have no Kemeny order, where they have none."""
+    from rerank.aggregation import KEMENY_EXACT
+
+    if systems <= KEMENY_EXACT:
+        return None
+    return f"no Kemeny order: it is found exactly, for at most {KEMENY_EXACT} rankers, and there are {systems}"

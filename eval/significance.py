@@ -24,10 +24,13 @@ _EQUAL = 1e-12  # sums of the same numbers in another order differ by less
 
 
 def paired_t(system: Values, baseline: Values) -> float:
-    """Student's t test of the mean difference. 1 where no query differs; 0 where all differ by the same."""
+    """Student's t test of the mean difference. 1 where no query differs, and for one query alone; 0 where all
+    of several differ by the same."""
     from scipy import stats
 
     difference = system - baseline
+    if len(difference) < 2:
+        return 1.0
     if np.ptp(difference) < _EQUAL:
         return 1.0 if abs(difference[0]) < _EQUAL else 0.0
     return float(stats.ttest_rel(system, baseline).pvalue)

@@ -18,7 +18,7 @@ import signal
 import socket
 import threading
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
@@ -27,7 +27,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, cast
 
 from rerank.errors import BackboneError, InputError, RerankError
-from rerank.sharded import Step, Work, rank_shard
+from rerank.sharded import Step, Work, close_loaded, rank_shard
 
 if TYPE_CHECKING:
     from ray import ObjectRefGenerator
@@ -64,8 +64,7 @@ class Worker:
             yield Failure(str(error))
 
     def close(self) -> None:
-        if self._ranker.cache_info().currsize:
-            self._ranker().close()
+        close_loaded(self._ranker)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,9 +83,9 @@ class Pool:
 
         self._connect()
         try:
-            resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-            gpus = self.gpus if self.gpus is not None else float(resources.get("GPU", 0) > 0)
-            self._check(resources, gpus)
+            nodes: list[dict[str, float]] = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+            gpus = self.gpus if self.gpus is not None else float(any(node.get("GPU", 0) > 0 for node in nodes))
+            self._check(nodes, gpus)
             actor = ray.remote(num_cpus=self.cpus, num_gpus=gpus, max_restarts=0)(Worker)
             with heard_interrupts() as interrupted:
                 shift = Shift(lambda: cast("ActorHandle[Worker]", actor.remote(work)), shards, self.workers)
@@ -131,19 +130,25 @@ class Pool:
                     raise
                 _log.warning("Ray did not start in time; trying again")
 
-    def _check(self, resources: dict[str, float], gpus: float) -> None:
-        fits = min(
-            resources.get("CPU", 0) // self.cpus if self.cpus else math.inf,
-            resources.get("GPU", 0) // gpus if gpus else math.inf,
-        )
-        if fits < self.workers:
+    def _check(self, nodes: Sequence[Mapping[str, float]], gpus: float) -> None:
+        if (fits := room(nodes, {"CPU": self.cpus, "GPU": gpus})) < self.workers:
             _log.warning(
-                "Ray has %g CPUs and %g GPUs, enough for %d of %d workers; the others wait until it has more",
-                resources.get("CPU", 0),
-                resources.get("GPU", 0),
+                "Ray has %g CPUs and %g GPUs on %d machines, enough for %d of %d workers; the others wait until it has "
+                "more",
+                sum(node.get("CPU", 0) for node in nodes),
+                sum(node.get("GPU", 0) for node in nodes),
+                len(nodes),
                 fits,
                 self.workers,
             )
+
+
+def room(nodes: Sequence[Mapping[str, float]], needs: Mapping[str, float]) -> float:
+    """How many workers the machines hold; each is on one of them."""
+    wanted = {name: amount for name, amount in needs.items() if amount}
+    if not wanted:
+        return math.inf
+    return sum(min(int(node.get(name, 0) / each + 1e-6) for name, each in wanted.items()) for node in nodes)
 
 
 class Shift:

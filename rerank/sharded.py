@@ -15,13 +15,13 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import shutil
 import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rerank.data.files import appearing_whole, located, open_text
 from rerank.data.shards import read_shard
@@ -46,6 +46,9 @@ from rerank.runs import (
     write_json,
 )
 from rerank.types import Candidates
+
+if TYPE_CHECKING:
+    from functools import _lru_cache_wrapper
 
 _log = logging.getLogger(__name__)
 
@@ -106,8 +109,17 @@ def rank_shard(work: Work, shard: Path, ranker: Callable[[], Ranker]) -> Iterato
 def here(work: Work, shards: Sequence[Path]) -> Iterator[Step]:
     """One shard after another, in this process."""
     ranker = cache(work.load)
-    for shard in shards:
-        yield from rank_shard(work, shard, ranker)
+    try:
+        for shard in shards:
+            yield from rank_shard(work, shard, ranker)
+    finally:
+        close_loaded(ranker)
+
+
+def close_loaded(ranker: _lru_cache_wrapper[Ranker]) -> None:
+    """Closes what `cache(load)` loaded, if it was asked for."""
+    if ranker.cache_info().currsize:
+        ranker().close()
 
 
 def run_shards(
@@ -195,7 +207,5 @@ def _join(work: Work, shards: Sequence[Path], output: Path) -> Totals:
             for part in parts:
                 with open_text(part) as lines:
                     shutil.copyfileobj(lines, whole)
-        with partial.open("rb") as written:
-            os.fsync(written.fileno())
         write_card(output, partial, work.settings, work.tag, totals, {"candidates": candidates, **work.origin})
     return totals

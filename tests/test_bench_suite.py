@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from suites import DOCUMENTS, QUERIES, RELEVANCE, Asked, run, two_lists, write
 
 from rerank.backbones import ScriptedBackbone, oracle
 from rerank.bench.run_suite import run_suite
+from rerank.bench.standings import Standings
 from rerank.bench.suite import FIRST_STAGE, read_suite
 from rerank.calls import Call
 from rerank.data import read_qrels, read_run
@@ -105,6 +107,84 @@ def test_parts_of_one_dataset_count_once_in_the_mean(collections: Path) -> None:
     assert len(set(means.values())) > 1
     expected = ((means["one"] + means["two"]) / 2 + means["three"]) / 2
     assert found.overall["mean"][FIRST_STAGE] == pytest.approx(expected)
+    assert on_the_page(collections, found.rankers) == told(found)
+    # and where all are parts of one there is nothing to put in order
+    alone = run_suite(suite, three[:2], [Asked().contestant("best")], collections / "out", collections / "cache")
+    assert alone.overall == {}
+    assert set(on_the_page(collections, alone.rankers).values()) == {()}
+
+
+def told(found: Standings) -> dict[str, tuple[str, ...]]:
+    """The last columns of the table, with the page's digits."""
+    return {
+        name: tuple(
+            format(each[name], ".4f" if way == "mean" else ".2f") if name in each else ""
+            for way, each in found.overall.items()
+        )
+        for name in found.rankers
+    }
+
+
+def on_the_page(folder: Path, names: Iterable[str]) -> dict[str, tuple[str, ...]]:
+    """What the report's table of all datasets has beside its datasets."""
+    page = (folder / "out" / "report.html").read_text(encoding="utf-8")
+    table = page.partition('id="overview"')[2].partition("</table>")[0]
+    heads = re.findall(r'<th scope="col"[^>]*>([^<]*)</th>', table)
+    orders = sum(head in ("mean", "Borda", "Kemeny") for head in heads)
+    rows = dict(re.findall(r'<tr><th scope="row">([^<]*)</th>(.*?)</tr>', table, re.DOTALL))
+    cells = {name: re.findall(r'<td class="n">([^<]*)', rows[name]) for name in names}
+    return {name: tuple(own[len(own) - orders :]) for name, own in cells.items()}
+
+
+def test_the_page_has_the_tables_orders_where_a_run_failed(collections: Path) -> None:
+    def script(call: Call) -> str | Sequence[float]:
+        if call.dialogue.query.text.startswith("two"):
+            raise RuntimeError("device lost")
+        return [-float(call.dialogue.passages[0].doc_id[1:]), -1.0]
+
+    best, fails = Asked().contestant("best"), Asked(script).contestant("fails", passage_tokens=9)
+    found = run(write(collections), best, fails)
+    assert set(found.overall["kemeny"]) == {FIRST_STAGE, "best"}
+    assert on_the_page(collections, found.rankers) == told(found)
+    assert told(found)["fails"] == ("", "", "")
+
+
+def test_more_rankers_than_have_a_kemeny_order(cli: Cli, collections: Path, scripted: Asked) -> None:
+    rankers = [{"strategy": "pointwise", "name": f"r{i}", "options": {"passage_tokens": 9 + i}} for i in range(20)]
+    path = write(collections, rankers=rankers, queries=2)
+    done = cli("bench", path, "--cache", collections / "cache", "-o", collections / "out")
+    assert done.status == 0, done
+    assert done.out.splitlines()[0].split()[-2:] == ["mean", "borda"]
+    told = "no Kemeny order: it is found exactly, for at most 20 rankers, and there are 21"
+    assert told in done.err
+    assert told in (collections / "out" / "report.html").read_text(encoding="utf-8")
+    assert set(json.loads((collections / "out" / "results.json").read_text())["overall"]) == {"mean", "borda"}
+
+
+def test_money_and_frontier_are_in_the_results_and_on_the_page(collections: Path) -> None:
+    cheap = replace(Asked(lambda call: [0.0, -1.0]).contestant("cheap"), prices=Prices(1, 5))
+    dear = replace(Asked().contestant("dear", passage_tokens=50), prices=Prices(2, 10))
+    found = run(write(collections), cheap, dear)
+    results = json.loads((collections / "out" / "results.json").read_text())
+    assert results["money"] == {name: pytest.approx(found.money(name)) for name in ("cheap", "dear")}
+    assert results["frontier_cost"] == "money"
+    for dataset in results["datasets"]:
+        rows = {row["ranker"]: row for row in dataset["rankers"]}
+        assert rows["dear"]["money"] == pytest.approx(2 * rows["dear"]["cost"]["prompt_tokens"] / 1e6)
+        # ties keep the given order, so that `cheap` is the first stage for more money
+        assert {name: row["frontier"] for name, row in rows.items()} == {
+            FIRST_STAGE: True, "cheap": False, "dear": True,
+        }  # fmt: skip
+    page = (collections / "out" / "report.html").read_text(encoding="utf-8")
+    assert "money: first-stage at 0 and 0, cheap at 1 and 5, dear at 2 and 10 per million prompt tokens" in page
+    per_query = results["datasets"][0]["rankers"][2]["money"] / QUERIES
+    assert f'<td class="n">{per_query:.6f}</td>' in page
+    assert 'value="money" checked' in page
+    # where one has no price the frontier goes by tokens, and the others still have their money
+    mixed = run(write(collections), replace(cheap, prices=None), dear, out="mixed")
+    results = json.loads((collections / "mixed" / "results.json").read_text())
+    assert (mixed.axis, results["frontier_cost"], set(results["money"])) == ("tokens", "tokens", {"dear"})
+    assert results["datasets"][0]["rankers"][1]["money"] is None
 
 
 @pytest.mark.parametrize(

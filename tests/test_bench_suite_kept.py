@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,6 +22,8 @@ from rerank.bench.suite import FIRST_STAGE
 from rerank.calls import Call
 from rerank.errors import CacheError, InputError
 from rerank.types import Candidates, Passage, Query
+
+STOP = frozenset({"<stop>"})
 
 
 @pytest.fixture
@@ -77,6 +80,26 @@ def test_an_identity_is_of_content_and_not_of_names(tmp_path: Path) -> None:
         assert identity_of({**base, **change}) != identity, change
     staged = {"strategy": "x", "stages": [{**base, "keep": 5}]}
     assert identity_of(staged) != identity_of({"strategy": "x", "stages": [{**base, "adapter": other, "keep": 5}]})
+
+
+def test_an_identity_is_of_this_librarys_code(tmp_path: Path) -> None:
+    """Two copies of it that differ in one line of one strategy."""
+    home = Path(rerank.__file__).parent
+    skipped = shutil.ignore_patterns("__pycache__", "*.safetensors", "samples")
+    shutil.copytree(home, tmp_path / "one" / "rerank", ignore=skipped)
+    shutil.copytree(tmp_path / "one", tmp_path / "same")
+    shutil.copytree(tmp_path / "one", tmp_path / "other")
+    with (tmp_path / "other" / "rerank" / "eval" / "measures.py").open("a") as file:
+        file.write("# mended\n")
+
+    def identity(name: str) -> str:
+        code = "from rerank.bench.cache import identity_of; print(identity_of({'strategy': 'x'}))"
+        environment = {**os.environ, "PYTHONPATH": str(tmp_path / name)}
+        asked = [sys.executable, "-c", code]
+        return subprocess.run(asked, env=environment, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+
+    one = identity("one")
+    assert one == identity("same") != identity("other")
 
 
 def test_a_key_is_of_the_query_and_its_candidates() -> None:
@@ -156,6 +179,48 @@ def test_a_cell_that_crashes_holds_up_no_other(collections: Path) -> None:
     assert mended.queries == [f"q{q}" for q in range(4, QUERIES) for _ in range(DOCUMENTS)]  # two blocks were kept
 
 
+def test_an_engine_that_cannot_even_be_closed_holds_up_no_other(
+    collections: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Dead(ScriptedBackbone):
+        def close(self) -> None:
+            raise OSError("the engine is gone")
+
+    def load(show: object) -> rerank.Ranker:
+        return rerank.load("pointwise", backbone=Dead(raises(RuntimeError("device lost"))))
+
+    dead = replace(Asked().contestant("dead"), load=load)
+    found = run(write(collections), dead, Asked().contestant("fine", passage_tokens=50))
+    assert found.failures == ["dead on one: RuntimeError: device lost"]
+    assert set(found.columns[1].evaluations) == {FIRST_STAGE, "dead", "fine"}
+    assert "could not be closed: OSError: the engine is gone" in caplog.text
+
+
+def test_files_appear_whole(collections: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is there when a name appears is all of it, and on the disk."""
+    appeared: dict[str, str] = {}
+    synced: list[int] = []
+    replaced, sync = os.replace, os.fsync
+
+    def replace_(source: str | Path, target: str | Path) -> None:
+        name = Path(target).name
+        if name != "report.html":
+            assert synced and synced[-1] == Path(source).stat().st_ino, name
+        appeared[name] = Path(source).read_text()
+        replaced(source, target)
+
+    def fsync(number: int) -> None:
+        synced.append(os.fstat(number).st_ino)
+        sync(number)
+
+    monkeypatch.setattr(os, "replace", replace_)
+    monkeypatch.setattr(os, "fsync", fsync)
+    run(write(collections), Asked().contestant("a"))
+    assert {"results.json", "qrels.txt", "a.trec", "a.trec.json", "report.html"} <= set(appeared)
+    assert set(json.loads(appeared["results.json"])) >= {"datasets", "overall"}
+    assert len(appeared["qrels.txt"].splitlines()) == QUERIES * DOCUMENTS
+
+
 def test_a_ranker_that_cannot_be_loaded_fails_its_cells(collections: Path) -> None:
     def load(show: object) -> rerank.Ranker:
         raise InputError("no such model")
@@ -176,12 +241,28 @@ def test_a_dataset_that_cannot_be_read_holds_up_no_other(collections: Path) -> N
 
 
 def test_a_query_that_cannot_be_asked_is_told_of_and_asked_again(collections: Path) -> None:
-    script, again = Asked(raises(InputError("too long"))), Asked()
-    found = run(write(collections), script.contestant("a"))
-    if found.columns[0].evaluations.get("a") is not None:  # kept its order
-        assert "1 of 8 queries could not be asked" in found.failures[0]
-    run(write(collections), again.contestant("a"))
-    assert set(again.queries) >= {"q5"}
+    lines = (collections / "one.jsonl").read_text().splitlines(keepends=True)
+    (collections / "one.jsonl").write_text("".join([*lines[:5], lines[5].replace("text 3", "<stop>"), *lines[6:]]))
+
+    def strict(show: object) -> rerank.Ranker:
+        return rerank.load("pointwise", backbone=ScriptedBackbone(script, control_tokens=STOP), strict=True)
+
+    asked: list[str] = []
+
+    def script(call: Call) -> str | Sequence[float]:
+        asked.append(call.dialogue.query.query_id)
+        return oracle(RELEVANCE)(call)
+
+    found = run(write(collections), replace(Asked().contestant("a"), load=strict))
+    assert len(found.failures) == 1
+    assert found.failures[0].startswith("a on one: 1 of 8 queries could not be asked and kept their order: q5: ")
+    assert found.columns[0].evaluations["a"].per_query["nDCG@10"]["q5"] == pytest.approx(
+        found.columns[0].evaluations[FIRST_STAGE].per_query["nDCG@10"]["q5"]
+    )
+    assert len(asked) == (2 * QUERIES - 1) * DOCUMENTS
+    again = Asked()
+    assert run(write(collections), again.contestant("a")).failures == []
+    assert again.queries == ["q5"] * DOCUMENTS
 
 
 def test_rankings_that_are_damaged_are_told_of(collections: Path) -> None:

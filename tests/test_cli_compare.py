@@ -147,6 +147,44 @@ def test_several_datasets(cli: Cli, folder: Path) -> None:
     assert_error(cli(*runs(folder, "--over", "one,two")), "no RUN, --qrels or --dataset has one")
 
 
+def test_more_runs_than_have_a_kemeny_order(cli: Cli, folder: Path) -> None:
+    for dataset in ("one", "two"):
+        for i in range(21):
+            (folder / f"{dataset}.r{i}.trec").write_text((folder / "base.trec").read_text())
+    given = ["compare", *(folder / f"{{}}.r{i}.trec" for i in range(21)), "-q", folder / "qrels.txt"]
+    done = cli(*given, "--over", "one,two")
+    assert done.status == 0, done
+    assert [line for line in done.out.splitlines() if line.startswith("run")][-1].split()[-2:] == ["mean", "Borda"]
+    assert "no Kemeny order: it is found exactly, for at most 20 rankers, and there are 21" in done.err
+    asked_json = cli(*given, "--over", "one,two", "-f", "json")
+    assert set(json.loads(asked_json.out)["consensus"]) == {"mean", "borda"} and "no Kemeny order" in asked_json.err
+
+
+def test_one_query_is_valid_json(cli: Cli, folder: Path) -> None:
+    (folder / "qrels.txt").write_text("q0 0 good 1\nq0 0 bad 0\n")
+    for test in ("randomisation", "t"):
+        done = cli(*runs(folder, "-f", "json", "--test", test))
+        _, better, _ = json.loads(done.out, parse_constant=pytest.fail)["runs"]
+        assert (better["interval"], better["p"]) == (None, 1.0)
+
+
+def test_markdown_escapes_what_would_be_a_column(cli: Cli, folder: Path) -> None:
+    for dataset in ("a|b", "c"):
+        for name in ("base", "same"):
+            (folder / f"{dataset}.{name}.trec").write_text((folder / f"{name}.trec").read_text())
+    given = ["compare", *(folder / f"{{}}.{n}.trec" for n in ("base", "same")), "-q", folder / "qrels.txt"]
+    done = cli(*given, "--over", "a|b,c", "-f", "markdown")
+    assert "| run | a\\|b | c | mean | Borda | Kemeny |" in done.out
+
+
+@pytest.mark.parametrize("option", ["--samples", "--seed"])
+def test_what_the_t_test_has_no_use_for_is_refused(cli: Cli, folder: Path, option: str) -> None:
+    assert_error(
+        cli(*runs(folder, "--test", "t", option, 500)), f"{option} is for tests that draw samples, and t draws"
+    )
+    assert cli(*runs(folder, "--test", "randomisation", option, 500)).status == 0
+
+
 def test_wrong_cost(cli: Cli, folder: Path) -> None:
     assert_error(cli(*runs(folder, "--cost", "money")), "needs prices")
     (folder / "better.trec.json").unlink()

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from rerank.errors import InputError, UnknownNameError
-from rerank.eval import Evaluation, ceiling, compare, consensus, evaluate, judged_at
+from rerank.eval import Evaluation, ceiling, compare, consensus, evaluate, judged_at, no_kemeny
 from rerank.eval.significance import corrected, interval, paired_t, randomisation, tukey_hsd
 
 RNG = np.random.default_rng
@@ -94,6 +94,7 @@ def test_an_interval_holds_the_difference_as_often_as_it_says() -> None:
     expected = stats.ttest_rel(other, one).confidence_interval(0.95)
     assert interval(other, one) == pytest.approx((expected.low, expected.high))
     assert interval(one[:1], other[:1]) == (-np.inf, np.inf)
+    assert paired_t(one[:1], other[:1]) == randomisation(one[:1], other[:1]) == 1  # of one query nothing is known
     with pytest.raises(InputError, match="level is 95"):
         interval(one, other, 95)
 
@@ -186,3 +187,12 @@ def test_consensus_over_datasets() -> None:
         consensus({**scores, "c": {"x": 0.1, "y": 0.2}})
     with pytest.raises(InputError, match="no system"):
         consensus({})
+
+
+def test_of_many_systems_there_is_no_exact_order_and_the_others_remain() -> None:
+    few, many = ({f"s{i}": {"x": i / 100, "y": i / 50} for i in range(n)} for n in (20, 21))
+    assert set(consensus(few)) == {"mean", "borda", "kemeny"} and no_kemeny(len(few)) is None
+    found = consensus(many)
+    assert set(found) == {"mean", "borda"}
+    assert found["borda"]["s20"] == 20
+    assert "for at most 20 rankers, and there are 21" in (no_kemeny(len(many)) or "")

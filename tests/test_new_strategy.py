@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import inspect
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -43,6 +46,26 @@ class Bubble:
 
 
 Install = Callable[..., None]
+
+
+@pytest.fixture
+def edited(tmp_path: Path) -> Callable[[str], str]:
+    """The identity of the strategy `written` of a package, as another process finds it after such an edit."""
+
+    def identity(line: str) -> str:
+        (tmp_path / "site" / "my_written").mkdir(exist_ok=True)
+        (tmp_path / "site" / "my_written" / "__init__.py").write_text("")
+        (tmp_path / "site" / "my_written" / "helper.py").write_text(line)
+        code = "from rerank.strategies import Setwise\n\n\nclass Written(Setwise):\n    pass\n"
+        (tmp_path / "site" / "my_written" / "strategy.py").write_text(code)
+        asked = "from rerank.bench.cache import identity_of; print(identity_of({'strategy': 'written'}))"
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path / "site"), *filter(None, sys.path)])}
+        done = subprocess.run(
+            [sys.executable, "-c", asked], env=environment, capture_output=True, text=True, check=True
+        )
+        return done.stdout
+
+    return identity
 
 
 @pytest.fixture
@@ -147,3 +170,10 @@ def test_a_name_that_two_packages_offer_is_refused(install: Install) -> None:
 def test_without_it_the_name_is_unknown() -> None:
     with pytest.raises(UnknownNameError, match="unknown strategy 'bubble'"):
         load_strategy("bubble")
+
+
+def test_an_edited_strategy_is_another_for_what_is_kept(install: Install, edited: Callable[[str], str]) -> None:
+    """A suite asks anew, whatever file of the package the edit was in."""
+    install("my-written", written="my_written.strategy:Written")
+    first = edited("A = 1\n")
+    assert first == edited("A = 1\n") != edited("A = 2\n")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import json
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -12,13 +14,17 @@ if importlib.util.find_spec("pyserini") is None:
 
 from command import Cli, assert_error
 
+import rerank
+from rerank.backbones import ScriptedBackbone, oracle
 from rerank.data import BM25, Lucene, load_dataset, read_rank_llm, read_run
 from rerank.errors import InputError, UnknownNameError
+from rerank.eval import ceiling, evaluate
 from rerank.fusion import fuse_runs
 from rerank.types import Passage, Query
 
 pytestmark = pytest.mark.pyserini
 
+NFCORPUS = Path(__file__).parents[2] / "shared" / "data" / "beir" / "nfcorpus"
 TEXTS = ["flea cat", "flea flea dog", "bird", "cat", "cat", "flea cat dog bird fish"]
 CORPUS = {f"d{i}": Passage(text, f"d{i}", "fish" if i == 3 else "") for i, text in enumerate(TEXTS)}
 QUERIES = [Query("flea", "q1"), Query("cat AND (fish", "q2"), Query("the ☃", "q3"), Query('"zebra', "q4")]
@@ -79,3 +85,25 @@ def test_the_command_indexes_searches_and_hands_on(cli: Cli, beir: Path, tmp_pat
     fused = fuse_runs(expected, BM25(dataset.corpus or {}).search(dataset.queries.values()))
     assert hybrid.out.split()[2::6] == [doc_id for docs in fused.values() for doc_id in docs]
     assert_error(cli("retrieve", beir, "--by", "lucene:nfcorpus.flat"), "unknown Lucene index 'nfcorpus.flat'")
+
+
+@pytest.mark.skipif(not NFCORPUS.is_dir(), reason="needs ../shared/data")
+def test_nfcorpus_is_indexed_searched_reranked_and_evaluated(cli: Cli, tmp_path: Path) -> None:
+    """The published figures of the first stage; then two of its lists by a perfect ranker, which the ceiling bounds."""
+    run, candidates = tmp_path / "lucene.trec", tmp_path / "lucene.jsonl"
+    for output in (run, candidates):
+        done = cli("retrieve", f"{NFCORPUS}:test", "--by", "lucene", "--index", tmp_path / "kept", "-o", output)
+        assert done.status == 0, done
+    asked = ("eval", run, "--dataset", f"{NFCORPUS}:test", "-m", "nDCG@10", "-m", "R@100", "--json")
+    mean = json.loads(cli(*asked).out)["mean"]
+    assert {name: round(value, 4) for name, value in mean.items()} == {"nDCG@10": 0.3218, "R@100": 0.2457}
+    dataset = load_dataset(f"{NFCORPUS}:test")
+    judged = dataset.qrels or {}
+    two = list(islice((each for each in read_rank_llm(candidates) if each.query.query_id in judged), 2))
+    labels = {each.query.query_id: judged[each.query.query_id] for each in two}
+    perfect = oracle({query_id: {d: float(n) for d, n in docs.items()} for query_id, docs in labels.items()})
+    ranked = list(rerank.load("pointwise", backbone=ScriptedBackbone(perfect)).rank_many(two))
+    given = {q: docs for q, docs in read_run(run).items() if q in labels}
+    found = evaluate(ranked, labels).per_query["nDCG@10"]
+    assert found == pytest.approx(ceiling(given, labels, "nDCG@10").per_query["nDCG@10"])
+    assert all(value >= evaluate(given, labels).per_query["nDCG@10"][q] for q, value in found.items())

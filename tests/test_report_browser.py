@@ -7,8 +7,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, Page
+from playwright.sync_api import Browser, Page, expect
 from reports import HOSTILE, QUERIES, section
+from service import WAIT_S
 
 from rerank.eval import Prices
 from rerank.eval.report import write_report
@@ -30,7 +31,7 @@ def opened(browser: Browser, file: Path, width: int = 1280, scheme: str = "light
     """The page; at the end nothing was asked for but itself, and the console is empty."""
     context = browser.new_context(viewport={"width": width, "height": 800}, color_scheme=scheme)
     page = context.new_page()
-    page.set_default_timeout(10_000)
+    page.set_default_timeout(WAIT_S * 1000)
     said: list[str] = []
     page.on("console", lambda message: said.append(message.text))
     page.on("pageerror", lambda error: said.append(str(error)))
@@ -53,8 +54,9 @@ def test_it_fits_and_has_both_schemes(browser: Browser, page_file: Path, width: 
         dark = sum(map(int, ground.removeprefix("rgb(").removesuffix(")").split(","))) < 3 * 128
         assert dark == (scheme == "dark")
         page.locator("button[data-query]").first.click()
-        assert page.evaluate("document.documentElement.scrollWidth") <= width
         dialog = page.locator("dialog")
+        expect(dialog.locator("h2")).to_be_visible()
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
         assert dialog.evaluate("box => box.scrollWidth <= box.clientWidth")
 
 
@@ -64,10 +66,11 @@ def test_a_point_opens_its_query(browser: Browser, page_file: Path) -> None:
         query = int(point.get_attribute("data-query") or "")
         point.hover()
         readout = page.locator("#d1 .readout").first
-        assert f"what is {query}?" in readout.inner_text() and "better 1.0000" in readout.inner_text()
+        expect(readout).to_contain_text(f"what is {query}?")
+        expect(readout).to_contain_text("better 1.0000")
         point.click()
         dialog = page.locator("dialog[open]")
-        assert dialog.locator("h2").inner_text().strip() == f"what is {query}?"
+        expect(dialog.locator("h2")).to_have_text(f"what is {query}?")
         orders = [[row.inner_text().split() for row in side.locator("li").all()] for side in dialog.locator("ol").all()]
         assert [[row[0] for row in side] for side in orders] == [["1", "2", "3"]] * 2
         assert "0" in orders[0][0][:3] and "2" in orders[1][0][:3]  # the label of the first place, before and after
@@ -75,9 +78,10 @@ def test_a_point_opens_its_query(browser: Browser, page_file: Path) -> None:
         dialog.get_by_text("Passages (3)").click()
         cut = dialog.locator(".texts details").first
         cut.locator("summary").click()
-        assert "words of document 2 long" in cut.inner_text() and "The first 600 of 1019 characters" in cut.inner_text()
+        expect(cut).to_contain_text("words of document 2 long")
+        expect(cut).to_contain_text("The first 600 of 1019 characters")
         page.keyboard.press("Escape")
-        assert page.locator("dialog[open]").count() == 0
+        expect(page.locator("dialog[open]")).to_have_count(0)
 
 
 def test_the_keyboard_reaches_every_query(browser: Browser, page_file: Path) -> None:
@@ -98,9 +102,9 @@ def test_the_keyboard_reaches_every_query(browser: Browser, page_file: Path) -> 
         page.keyboard.press("Home")
         assert page.evaluate(focused) == seen[0] == str(QUERIES - 1)  # the one that did not gain
         page.keyboard.press("Enter")
-        assert page.locator("dialog[open] h2").inner_text().strip() == f"what is {QUERIES - 1}?"
+        expect(page.locator("dialog[open] h2")).to_have_text(f"what is {QUERIES - 1}?")
         page.keyboard.press("Escape")
-        assert page.evaluate(focused) == seen[0]
+        expect(page.locator("#d1 .scatter .pt:focus")).to_have_attribute("data-query", seen[0])
 
 
 def test_cost_axis_and_movements(browser: Browser, page_file: Path) -> None:
@@ -108,7 +112,7 @@ def test_cost_axis_and_movements(browser: Browser, page_file: Path) -> None:
         costs = page.locator("#d1 .costs")
         assert costs.locator("[data-axis]:visible").get_attribute("data-axis") == "tokens"
         costs.get_by_label("money", exact=True).check()
-        assert costs.locator("[data-axis]:visible").get_attribute("data-axis") == "money"
+        expect(costs.locator("[data-axis]:visible")).to_have_attribute("data-axis", "money")
         assert page.locator("#d1 .mover[open] .orders").count() == 1  # of the run that moved anything
         later = page.locator("#d1 .mover").nth(1)
         later.locator("summary").first.click()
@@ -118,8 +122,7 @@ def test_cost_axis_and_movements(browser: Browser, page_file: Path) -> None:
 def test_hostile_text_stays_text(browser: Browser, page_file: Path) -> None:
     with opened(browser, page_file) as page:
         page.locator("#d2 .scatter").first.locator(".pt").last.click()
-        shown = page.locator("dialog[open]").inner_text()
-        assert HOSTILE[0] in shown
+        expect(page.locator("dialog[open]")).to_contain_text(HOSTILE[0])
         assert page.locator("img").count() == 0 and page.locator("a[href^=javascript]").count() == 0
 
 

@@ -14,6 +14,7 @@ from command import Cli, as_list, assert_error
 from rich.console import Console
 
 from rerank.backbones import ScriptedBackbone
+from rerank.bench.cache import _hash
 from rerank.calls import Call, log_softmax
 from rerank.cli import options as opt
 from rerank.cli.robust import _fitting
@@ -211,6 +212,38 @@ def test_a_query_that_cannot_be_asked_is_told_of(data: tuple[Path, Path], tmp_pa
 
     found = studied(data, tmp_path / "out", Strict(), ["reversed"])
     assert [re.sub(": q2: .*", "", each) for each in found.failed] == ["overlap, as given", "overlap, reversed"]
+
+
+def test_a_model_that_changed_under_its_name_has_cells_of_its_own(data: tuple[Path, Path], tmp_path: Path) -> None:
+    class Local(Overlap):
+        @property
+        def settings(self) -> dict[str, object]:
+            return {
+                "strategy": "pointwise",
+                "backbone": "transformers",
+                "model": str(tmp_path / "model"),
+                "dtype": "float32",
+            }
+
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "weights").write_bytes(b"1")
+    first, same, changed = Local(), Local(), Local()
+    studied(data, tmp_path / "out", first, ["reversed"])
+    studied(data, tmp_path / "out", same, ["reversed"])
+    assert first.asked and not same.asked
+    (tmp_path / "model" / "weights").write_bytes(b"2")
+    _hash.cache_clear()  # as in another process
+    studied(data, tmp_path / "out", changed, ["reversed"])
+    assert len(changed.asked) == len(first.asked)
+
+
+def test_of_one_query_the_record_is_valid_json(data: tuple[Path, Path], tmp_path: Path) -> None:
+    one = Sample.read(str(data[0]), qrels=str(data[1]), queries=1, depth=10)
+    found = study([one], {"overlap": Overlap()}, chosen(["injected-query"]), setting(one), tmp_path, watching=watching)
+    told = json.loads(json.dumps(record(found), allow_nan=False))
+    disturbed = told["parts"][0]["rows"][2]
+    assert disturbed["interval"] is disturbed["rise"]["interval"] is None
+    assert disturbed["rise"]["before"] == 3
 
 
 def test_the_command(cli: Cli, data: tuple[Path, Path], tmp_path: Path, model: list[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import gzip
 import json
 import re
@@ -14,10 +15,13 @@ import pytest
 from command import Cli, as_list, assert_error, lists
 from sharded_case import Script, asked, rank, ranker, requests, work
 
+from rerank import ScriptedBackbone
 from rerank.data.shards import is_sharded, list_shards, read_shard, write_parquet, write_shards
 from rerank.errors import CacheError, InputError, UnknownNameError
+from rerank.reranker import Reranker
 from rerank.runs import Journal, journal_path, resumable_run
-from rerank.sharded import Step, Work, here, part_of, rank_shard
+from rerank.sharded import Step, Work, here, part_of, rank_shard, run_shards
+from rerank.strategies import load_strategy
 from rerank.types import Candidates, Passage, Query
 
 
@@ -48,6 +52,30 @@ def part_way(n: int) -> Callable[[Work, Sequence[Path]], Iterator[Step]]:
         raise Killed
 
     return executor
+
+
+def test_the_ranker_is_closed_however_the_run_ends(shards: list[Path], script: Script, tmp_path: Path) -> None:
+    closed: list[str] = []
+
+    class Closing(ScriptedBackbone):
+        def close(self) -> None:
+            closed.append("closed")
+
+    def load() -> Reranker:
+        return Reranker(load_strategy("pointwise"), Closing(script))
+
+    given = replace(work(tmp_path / "out.trec", script), load=load)
+    run_shards(given, shards, tmp_path / "out.trec", here, lambda step: None)
+    assert closed == ["closed"]
+    again = replace(work(tmp_path / "b.trec", script), load=load)
+    with pytest.raises(Killed):
+        run_shards(again, shards, tmp_path / "b.trec", part_way(3), lambda step: None)
+    gc.collect()
+    assert closed == ["closed", "closed"]
+    never = replace(work(tmp_path / "c.trec", script), load=load)
+    with pytest.raises(InputError, match="no query to rank"):
+        run_shards(never, [], tmp_path / "c.trec", here, lambda step: None)
+    assert closed == ["closed", "closed"]  # what was not loaded is not
 
 
 @pytest.mark.parametrize("form", ["jsonl", "jsonl.gz", "parquet"])

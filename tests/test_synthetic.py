@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import random
+import shutil
 import sys
 from collections import Counter
 from itertools import islice
@@ -21,8 +22,12 @@ from rerank.errors import CacheError, InputError, PromptError
 from rerank.prompts import Prompt, load_prompt
 from rerank.reranker import Reranker
 from rerank.strategies import load_strategy
+from rerank.training.checks import check_labels, check_options
 from rerank.training.clusters import Clusters, cluster, drawn, tfidf
-from rerank.training.mining import Miner, write_lists
+from rerank.training.mining import Mined, Miner, write_lists
+from rerank.training.mixture import draw
+from rerank.training.recipe import read_recipe
+from rerank.training.sources import read_pools
 from rerank.training.synthetic import (
     Notebook,
     Rules,
@@ -33,7 +38,7 @@ from rerank.training.synthetic import (
     worth,
     write_folder,
 )
-from rerank.types import Passage
+from rerank.types import Candidates, Passage, Query
 
 WORDS = [f"common{i}" for i in range(14)]
 FLEA = Passage(
@@ -269,6 +274,30 @@ def test_the_command_goes_on_and_refuses_another_task(cli: Cli, tmp_path: Path, 
     assert_error(cli(*asked, "--seed", 1), "was begun with other settings (seed: 0 there, 1 now)")
     journal.unlink()
     assert_error(cli(*asked), "holds a train split that was not made here")
+
+
+def test_the_recipe_of_duqgen_takes_what_mining_leaves(tmp_path: Path) -> None:
+    """Each query's document and its last candidates, beside the recipe as the guide's commands put them."""
+    home = Path(__file__).parents[1]
+    (tmp_path / "docs").mkdir()
+    recipe_file = shutil.copy(home / "docs" / "duqgen.yaml", tmp_path / "docs")
+    (tmp_path / "rerank").symlink_to(home / "rerank")
+    with pytest.raises(InputError, match=r"made/lists.jsonl"):
+        read_recipe(recipe_file)
+    (tmp_path / "made").mkdir()
+    queries = {f"q{i}": Query(f"what is said of {i}", f"q{i}") for i in range(3)}
+    passages = [Passage(f"words on {i}", f"d{i}") for i in range(5)]
+    mined = [Mined(Candidates(q, tuple(passages)), {f"d{i}": int(i == 0) for i in range(5)}) for q in queries.values()]
+    assert write_lists(tmp_path / "made" / "lists.jsonl", mined) == {"queries": 3, "positives": 3, "negatives": 12}
+    recipe = read_recipe(recipe_file)
+    check_options(recipe)
+    (source,) = recipe.data
+    pools = read_pools(source, tmp_path / "docs")
+    check_labels(recipe, [(source, pools)])
+    assert [pool.query.query_id for pool in pools] == list(queries)
+    for pool in pools:
+        shown = draw(pool, source, np.random.default_rng(0))
+        assert len(shown) == 5 and sorted(pool.labels[i] for i in shown) == [0, 0, 0, 0, 1]
 
 
 NFCORPUS = Path(__file__).parents[2] / "shared" / "data" / "beir" / "nfcorpus"

@@ -17,8 +17,8 @@ import resource
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -27,7 +27,7 @@ from rerank.calls import Call
 from rerank.data.shards import list_shards, write_shards
 from rerank.ray_pool import Pool
 from rerank.reranker import Reranker
-from rerank.sharded import Executor, Step, Work, here, parts_path, run_shards
+from rerank.sharded import Executor, Work, here, parts_path, run_shards
 from rerank.strategies import load_strategy
 from rerank.types import Candidates, Passage, Query
 
@@ -85,13 +85,6 @@ def requests(pairs: int) -> Iterator[Candidates]:
         yield Candidates(Query(f"question {q}", f"q{q}"), tuple(Passage(t, f"d{i}") for i, t in enumerate(texts)))
 
 
-def closing(work: Work, shards: Sequence[Path]) -> Iterator[Step]:
-    """In this process; the ranker is closed at the end, as a worker's is."""
-    ranker = work.load()
-    yield from here(replace(work, load=lambda: ranker), shards)
-    ranker.close()
-
-
 def measure(pairs: int, workers: int, executor: Executor, folder: Path) -> str:
     asked = pairs + workers * UNCOUNTED
     write_shards(requests(asked), folder / "shards", per_shard=QUERIES_A_SHARD)
@@ -120,7 +113,7 @@ def main() -> None:
     parser.add_argument("--here", action="store_true", help="in this process, without Ray")
     given = parser.parse_args()
     if given.here:
-        report(given.pairs, 1, closing)
+        report(given.pairs, 1, here)
         return
     os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     from ray.cluster_utils import Cluster

@@ -48,10 +48,6 @@ def values_of(section: Section) -> dict[str, list[float]]:
     return {query_id: [per_query[name][query_id] for name in section.names] for query_id in per_query[section.names[0]]}
 
 
-def _ranks(docs: list[str]) -> dict[str, int]:
-    return {doc: rank for rank, doc in enumerate(docs, start=1)}
-
-
 def _most_moved(section: Section) -> set[str]:
     moved = {query_id: max(values) - min(values) for query_id, values in values_of(section).items()}
     return set(sorted(moved, key=lambda query_id: -moved[query_id])[:MAX_QUERIES])

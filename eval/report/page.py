@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
 from rerank.errors import InputError
-from rerank.eval.comparison import Compared, ceiling, consensus, judged_at, stars
+from rerank.eval.comparison import Compared, ceiling, consensus, judged_at, no_kemeny, stars
 from rerank.eval.efficiency import Axis, Cost, Prices
 from rerank.eval.report import charts, words
 from rerank.eval.report.details import TEXT_CHARS, details, values_of
@@ -24,6 +24,8 @@ from rerank.eval.report.section import Section
 
 if TYPE_CHECKING:
     from jinja2 import Environment
+
+Orders = Mapping[str, Mapping[str, float]]  # by `mean`, `borda`, `kemeny`, then by the run's name
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +51,7 @@ class View:
     lines: list[Line]
     zero: float
     ceiling: float
+    priced: str | None
     scatters: list[charts.Scatter]
     plots: list[charts.CostPlot]
     movers: list[tuple[int, str, list[tuple[int, float]]]]
@@ -67,10 +70,21 @@ def write_report(
     movers: int = 5,
     depth: int = 10,
     command: str | None = None,
+    overall: Orders | None = None,
 ) -> None:
     """Writes the page, whole or not at all. `axis` is the cost that the plot begins with, `movers` how many queries a
-    run's movements are shown of, `depth` how many places of them, `command` what made the page."""
-    text = render(sections, title=title, prices=prices, axis=axis, movers=movers, depth=depth, command=command)
+    run's movements are shown of, `depth` how many places of them, `command` what made the page. `overall` are the
+    orders over all datasets where they are known; without it they are those of `consensus`."""
+    text = render(
+        sections,
+        title=title,
+        prices=prices,
+        axis=axis,
+        movers=movers,
+        depth=depth,
+        command=command,
+        overall=overall,
+    )
     target = Path(path)
     if not target.parent.is_dir():
         raise InputError(f"the folder of the report {str(path)!r} does not exist")
@@ -88,22 +102,22 @@ def render(
     movers: int = 5,
     depth: int = 10,
     command: str | None = None,
+    overall: Orders | None = None,
 ) -> str:
     """The page's text; see `write_report`."""
     if not sections:
         raise InputError("there is nothing to report; give at least one comparison")
     if depth < 1 or movers < 0:
         raise InputError(f"a report of {movers} movers, {depth} places deep; give 0 or more, and 1 or more")
-    if axis == "money" and prices is None:
+    if axis == "money" and prices is None and not any(section.prices for section in sections):
         raise InputError("what a run cost in money needs prices: --price-in, --price-out")
     style, script = _asset("report.css"), _asset("report.js")
     page = _environment().get_template("report.html")
     return page.render(
         title=title,
         views=[_view(section, prices, movers, depth) for section in sections],
-        overview=_overview(sections),
+        overview=_overview(sections, overall),
         axis=axis,
-        prices=prices,
         depth=depth,
         text_chars=TEXT_CHARS,
         command=command,
@@ -127,6 +141,7 @@ def _view(section: Section, prices: Prices | None, movers: int, depth: int) -> V
     compared = section.comparison
     zero, whiskers = charts.whiskers(compared.rows)
     costs = {name: section.card(name).cost for name in section.names}
+    priced = {name: section.prices.get(name, prices) for name in section.names}
     lines = [
         Line(
             number,
@@ -134,7 +149,7 @@ def _view(section: Section, prices: Prices | None, movers: int, depth: int) -> V
             stars(row.p),
             judged_at(section.runs[row.name], section.qrels, 10),
             cost := costs[row.name],
-            cost.money(prices) / cost.queries if cost is not None and prices is not None else None,
+            _per_query(cost, "money", priced[row.name]),
             whiskers.get(row.name),
         )
         for number, row in enumerate(compared.rows, start=1)
@@ -149,11 +164,12 @@ def _view(section: Section, prices: Prices | None, movers: int, depth: int) -> V
         lines,
         zero,
         _ceiling(section),
+        words.priced(prices, section.prices),
         [
             charts.scatter(i, name, [(each[0], each[i]) for each in values.values()])
             for i, name in enumerate(others, start=1)
         ],
-        _plots(section, costs, prices),
+        _plots(section, costs, priced),
         [
             (i, name, [(place[query_id], change) for query_id, change in compared.moved(name, movers)])
             for i, name in enumerate(others, start=1)
@@ -174,44 +190,52 @@ def _ceiling(section: Section) -> float:
     return ceiling(section.runs[section.names[0]], judged, measure).mean[measure]
 
 
-def _plots(section: Section, costs: Mapping[str, Cost | None], prices: Prices | None) -> list[charts.CostPlot]:
-    found = []
-    for axis in get_args(Axis):
-        if axis == "money" and prices is None:
-            continue
-        priced = {name: None if cost is None else cost.per_query(axis, prices) for name, cost in costs.items()}
-        found.append(
-            charts.cost_plot(axis, ((row.name, row.mean, priced[row.name]) for row in section.comparison.rows))
+def _plots(
+    section: Section, costs: Mapping[str, Cost | None], priced: Mapping[str, Prices | None]
+) -> list[charts.CostPlot]:
+    """One for each axis that some run's cost is known on."""
+    rows = section.comparison.rows
+    found = [
+        charts.cost_plot(
+            axis, ((row.name, row.mean, _per_query(costs[row.name], axis, priced[row.name])) for row in rows)
         )
+        for axis in get_args(Axis)
+    ]
     return [plot for plot in found if plot is not None]
+
+
+def _per_query(cost: Cost | None, axis: Axis, prices: Prices | None) -> float | None:
+    return None if cost is None or (axis == "money" and prices is None) else cost.per_query(axis, prices)
 
 
 @dataclass(frozen=True, slots=True)
 class Overview:
     """Rankers by datasets. `orders` are the three ways to put them in one order; none where a run lacks a dataset, or
-    the measures differ."""
+    the measures differ. A row has None where its run takes no part in an order. `note` says what is left out."""
 
     datasets: list[str]
-    rows: list[tuple[str, list[tuple[float, str] | None], list[float]]]
+    rows: list[tuple[str, list[tuple[float, str] | None], list[float | None]]]
     orders: list[str]
+    note: str | None
 
 
-def _overview(sections: Sequence[Section]) -> Overview | None:
+def _overview(sections: Sequence[Section], overall: Orders | None) -> Overview | None:
     if len(sections) < 2:
         return None
     found = [{row.name: row for row in section.comparison.rows} for section in sections]
     names = list(dict.fromkeys(name for each in found for name in each))
     whole = all(name in each for name in names for each in found)
     datasets = [section.dataset for section in sections]
-    orders: Mapping[str, Mapping[str, float]] = {}
-    if whole and len({section.comparison.measure for section in sections}) == 1:
+    orders: Orders = {} if overall is None else overall
+    if overall is None and whole and len({section.comparison.measure for section in sections}) == 1:
         scores = {name: {str(i): each[name].mean for i, each in enumerate(found)} for name in names}
         orders = {str(key): value for key, value in consensus(scores).items()}
     cells = {
         name: [(each[name].mean, stars(each[name].p)) if name in each else None for each in found] for name in names
     }
-    table = [(name, cells[name], [order[name] for order in orders.values()]) for name in names]
-    return Overview(datasets, table, list(orders))
+    table = [(name, cells[name], [order.get(name) for order in orders.values()]) for name in names]
+    note = no_kemeny(max(map(len, orders.values()))) if orders else None
+    return Overview(datasets, table, list(orders), note)
 
 
 @cache

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from rerank.errors import InputError
 from rerank.eval.comparison import Comparison
-from rerank.eval.efficiency import Cost
+from rerank.eval.efficiency import Cost, Prices
 from rerank.eval.measures import Qrels, Run
 from rerank.types import Candidates, Usage
 
@@ -38,7 +38,8 @@ class RunCard:
 class Section:
     """One dataset. `runs` and `cards` go by the comparison's names; a run without a card has an unknown origin.
 
-    `texts[query_id]` has the query and the passages that are known, in any order; without it ids are shown.
+    `texts[query_id]` has the query and the passages that are known, in any order; without it ids are shown. `prices`
+    are of runs that have others than the page's.
     """
 
     dataset: str
@@ -47,6 +48,7 @@ class Section:
     qrels: Qrels
     texts: Mapping[str, Candidates] = field(default_factory=dict)
     cards: Mapping[str, RunCard] = field(default_factory=dict)
+    prices: Mapping[str, Prices] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name in self.names:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from rerank.eval.comparison import SIGNIFICANT, Compared, Comparison
+from rerank.eval.efficiency import Prices
 
 _NAMED = 3  # runs in a sentence
 TESTS = {
@@ -59,6 +60,14 @@ def method(comparison: Comparison) -> str:
         said += f", corrected for {counted(pairs, 'comparison', 'comparisons')} by {comparison.correction}"
     stars = "* p < .05, ** p < .01, *** p < .001"
     return f"{said}. {stars}. Intervals: {comparison.level:.0%}, Student's t, of the mean difference, each on its own."
+
+
+def priced(prices: Prices | None, own: Mapping[str, Prices]) -> str | None:
+    """At what money is reckoned; None where nothing has a price."""
+    said = [f"{name} at {each.prompt:g} and {each.generated:g}" for name, each in own.items()]
+    if prices is not None:
+        said.insert(0, f"{'the others' if own else 'all'} at {prices.prompt:g} and {prices.generated:g}")
+    return f"{', '.join(said)} per million prompt tokens and generated ones" if said else None
 
 
 def counted(number: int, one: str, many: str) -> str:

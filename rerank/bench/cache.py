@@ -1,8 +1,9 @@
 """What was ranked before, by what it depends on: no query is ranked twice, in whatever suite it stands.
 
-A ranking is kept under the hash of who ranked and what was asked. Who: this library's version, the strategy and its
-options, the prompt's content, the model and the adapter (the content of their files where they are directories), the
-engine and its options, the kind of device and the precision. What: the query's text and id, and each candidate's id,
+A ranking is kept under the hash of who ranked and what was asked. Who: this library's version and code, the strategy
+and its options (and the code of the package that it comes from, where that is another), the prompt's content, the model
+and the adapter (the content of their files where they are directories), the engine and its options, the kind of device
+and the precision. What: the query's text and id, and each candidate's id,
 text and score, in their order. Keys of servers take no part, and are not kept.
 """
 
@@ -10,7 +11,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import sqlite3
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
@@ -23,6 +26,7 @@ from rerank.backbones.embedded import EMBEDDED
 from rerank.defaults import DEFAULT_BACKBONE
 from rerank.errors import CacheError
 from rerank.runs import Settings, as_record, fingerprint, from_record
+from rerank.strategies import STRATEGIES
 from rerank.types import Candidates, Ranking
 
 _FORM = 1  # of the keys; a greater one for keys that mean something else
@@ -72,17 +76,26 @@ def key_of(identity: str, request: Candidates) -> str:
 
 def identity_of(settings: Settings) -> str:
     """A hash of all that a ranker's scores depend on but the query, from what its card says. Raises AdapterError."""
-    told = json.dumps([_FORM, rerank.__version__, _resolved(settings)], sort_keys=True)
+    told = json.dumps([_FORM, rerank.__version__, code_of(rerank.__name__), _resolved(settings)], sort_keys=True)
     return hashlib.sha256(told.encode()).hexdigest()
 
 
 def _resolved(value: object) -> object:
     if isinstance(value, Mapping):
         found = {str(name): _resolved(each) for name, each in value.items()}
-        return found | _content(value) if "backbone" in value else found
+        return found | _foreign(value) | (_content(value) if "backbone" in value else {})
     if isinstance(value, list | tuple):
         return [_resolved(each) for each in value]
     return value
+
+
+def _foreign(told: Mapping[str, object]) -> dict[str, object]:
+    """The code of a strategy that an installed package offers."""
+    name = told.get("strategy")
+    if not isinstance(name, str) or name not in STRATEGIES:  # a cascade's title, the first stage
+        return {}
+    package = STRATEGIES[name].__module__.partition(".")[0]
+    return {} if package == rerank.__name__ else {"code": code_of(package)}
 
 
 def _content(told: Mapping[str, object]) -> dict[str, object]:
@@ -105,10 +118,32 @@ def _content(told: Mapping[str, object]) -> dict[str, object]:
 
 
 @cache
+def code_of(package: str) -> str:
+    """A hash of the Python sources of a package, or module, that is imported: a version says little of code that is
+    being written."""
+    module, total = sys.modules[package], hashlib.sha256()
+    for folder in getattr(module, "__path__", ()):
+        total.update(_hashed(Path(folder), _sources(folder)).encode())
+    if not hasattr(module, "__path__") and module.__file__ is not None:
+        total.update(_hashed(Path(module.__file__).parent, [Path(module.__file__)]).encode())
+    return total.hexdigest()
+
+
+def _sources(folder: str) -> list[Path]:
+    """Links to folders are followed: some of ours are such."""
+    found = (Path(at) / name for at, _, names in os.walk(folder, followlinks=True) for name in names)
+    return sorted(file for file in found if file.suffix == ".py")
+
+
+@cache
 def _hash(folder: Path) -> str:
     """Of the files of a directory, by their names."""
+    return _hashed(folder, _files(folder))
+
+
+def _hashed(folder: Path, files: Iterable[Path]) -> str:
     total = hashlib.sha256()
-    for file in _files(folder):
+    for file in files:
         with file.open("rb") as stream:
             digest = hashlib.file_digest(stream, "sha256").hexdigest()
         total.update(f"{file.relative_to(folder).as_posix()} {digest}\n".encode())

@@ -17,6 +17,7 @@ from rerank.bench.cache import Kept, key_of
 from rerank.bench.suite import BM25, BM25S, FIRST_STAGE, Trial, file_name
 from rerank.bench.watching import Loaded, Unwatched, Watching
 from rerank.data import Dataset, Qrels, load_dataset, read_qrels, read_run
+from rerank.data.files import appearing_whole
 from rerank.errors import InputError, RerankError
 from rerank.eval import Prices
 from rerank.jobs import Progress
@@ -125,7 +126,8 @@ def first_stage_cell(task: Task, folder: Path) -> Cell:
     totals = Totals(len(rankings))
     _write(task, output, rankings, totals, {"strategy": FIRST_STAGE}, FIRST_STAGE)
     lines = (f"{q} 0 {doc} {label}\n" for q, docs in task.judged.items() for doc, label in docs.items())
-    output.with_name("qrels.txt").write_text("".join(lines), encoding="utf-8")
+    with appearing_whole(output.with_name("qrels.txt")) as partial:
+        partial.write_text("".join(lines), encoding="utf-8")
     return Cell(FIRST_STAGE, task.trial.name, output, totals)
 
 

@@ -9,7 +9,6 @@ report.html                the same to look at, passages and all
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Sequence
 from contextlib import closing, nullcontext
@@ -22,7 +21,7 @@ from rerank.bench.suite import Suite, Trial
 from rerank.bench.watching import Unwatched, Watching
 from rerank.errors import RerankError
 from rerank.eval.report import write_report
-from rerank.runs import only_process
+from rerank.runs import only_process, write_json
 
 RESULTS, REPORT = "results.json", "report.html"
 _log = logging.getLogger(__name__)
@@ -48,9 +47,11 @@ def run_suite(
         for contestant in contestants:
             cells += run_cells(contestant, ready, kept, folder, block=suite.block, watching=watching)
         found = standings(suite, tasks, contestants, cells)
-        (folder / RESULTS).write_text(json.dumps(record(found), indent=1) + "\n", encoding="utf-8")
+        write_json(folder / RESULTS, record(found))
         if sections := found.sections:
-            write_report(folder / REPORT, sections, title=suite.name, command=command)
+            write_report(
+                folder / REPORT, sections, title=suite.name, axis=found.axis, command=command, overall=found.overall
+            )
         return found
 
 

@@ -23,8 +23,10 @@ from rerank.eval import (
     compare,
     consensus,
     evaluate,
+    frontier,
     judged_at,
 )
+from rerank.eval.efficiency import Axis
 from rerank.eval.report import Section
 from rerank.runs import run_card, versions
 from rerank.types import Usage
@@ -87,8 +89,33 @@ class Standings:
             runs = {name: read_run(file) for name, file in own.items()}
             cards = {name: run_card(file) for name, file in own.items()}
             texts = {asked.query.query_id: asked for asked in each.task.requests}
-            found.append(Section(each.name, each.comparison, runs, each.task.judged, texts, cards))
+            prices = {name: price for name, price in self.prices.items() if name in own}
+            found.append(Section(each.name, each.comparison, runs, each.task.judged, texts, cards, prices))
         return found
+
+    @property
+    def prices(self) -> dict[str, Prices]:
+        """Of those that have any; the first stage is free where others are not."""
+        own = {name: prices for name, prices in self.rankers.items() if prices is not None}
+        return {FIRST_STAGE: Prices(), **own} if own else {}
+
+    @property
+    def axis(self) -> Axis:
+        """What the frontier goes by: money where every ranker has a price."""
+        return "money" if self.prices and self.prices.keys() == self.rankers.keys() else "tokens"
+
+    def frontier(self, column: Column) -> tuple[str, ...]:
+        """The rankers of a dataset that no other dominates."""
+        own = [cell for cell in self.cells if cell.dataset == column.name and cell.ranker in column.evaluations]
+        return frontier(
+            {
+                cell.ranker: (
+                    Cost(cell.totals.queries, cell.totals.usage).per_query(self.axis, self.prices.get(cell.ranker)),
+                    column.evaluations[cell.ranker].mean[column.measure],
+                )
+                for cell in own
+            }
+        )
 
     @property
     def failures(self) -> list[str]:
@@ -203,6 +230,8 @@ def record(found: Standings) -> dict[str, object]:
         "versions": versions(),
         "datasets": [_column_record(found, column) for column in found.columns],
         "overall": {way: dict(values) for way, values in found.overall.items()},
+        "money": {name: money for name in found.rankers if (money := found.money(name)) is not None},
+        "frontier_cost": found.axis,
         "failures": found.failures,
     }
 
@@ -224,19 +253,21 @@ def _column_record(found: Standings, column: Column) -> dict[str, object]:
         told |= {"correction": column.comparison.correction, "level": found.suite.level}
     compared = {row.name: row for row in column.comparison.rows} if column.comparison is not None else {}
     own = [cell for cell in found.cells if cell.dataset == column.name]
-    return told | {"rankers": [_cell_record(cell, column, compared.get(cell.ranker)) for cell in own]}
+    return told | {"rankers": [_cell_record(found, cell, column, compared.get(cell.ranker)) for cell in own]}
 
 
-def _cell_record(cell: Cell, column: Column, row: Compared | None) -> dict[str, object]:
+def _cell_record(found: Standings, cell: Cell, column: Column, row: Compared | None) -> dict[str, object]:
     if cell.run is None:
         return {"ranker": cell.ranker, "error": cell.error}
-    measured = column.evaluations[cell.ranker]
+    measured, prices = column.evaluations[cell.ranker], found.prices.get(cell.ranker)
     told: dict[str, object] = {
         "ranker": cell.ranker,
         "run": f"{cell.run.parent.name}/{cell.run.name}",
         "mean": measured.mean,
         "judged@10": column.judged[cell.ranker],
         "cost": {"queries": cell.totals.queries, **asdict(cell.totals.usage)},
+        "money": None if prices is None else Cost(cell.totals.queries, cell.totals.usage).money(prices),
+        "frontier": cell.ranker in found.frontier(column),
         "outcomes": asdict(cell.totals.outcomes),
         "errors": cell.totals.errors,
         "known": cell.known,

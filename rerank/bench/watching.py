@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from typing import Protocol
@@ -9,6 +10,8 @@ from typing import Protocol
 from rerank.jobs import Progress
 from rerank.reranker import Ranker
 from rerank.types import Candidates
+
+_log = logging.getLogger(__name__)
 
 
 class Watch(Protocol):
@@ -45,6 +48,10 @@ class Loaded:
         return self._ranker
 
     def drop(self) -> None:
+        """Closes the ranker, if there is one. An engine that died may not even close; that holds up nothing."""
         ranker, self._ranker = self._ranker, None
-        if ranker is not None:
-            ranker.close()
+        try:
+            if ranker is not None:
+                ranker.close()
+        except Exception as error:
+            _log.warning("a ranker could not be closed: %s: %s", type(error).__name__, error, exc_info=True)

@@ -17,7 +17,7 @@ from rerank.cli.cascade import Plan, plan
 from rerank.cli.compare_table import PRINT, Format
 from rerank.cli.progress import watching
 from rerank.errors import InputError, RerankError
-from rerank.eval import stars
+from rerank.eval import no_kemeny, stars
 from rerank.eval.report.words import TESTS
 
 if TYPE_CHECKING:
@@ -124,6 +124,8 @@ def _print(found: Standings, style: Format) -> None:
         "ranked.",
         style="dim",
     )
+    if found.overall and (missing := no_kemeny(max(map(len, found.overall.values())))):
+        opt.notes.print(missing)
     sources = {figure.source for column in found.columns for figure in column.published}
     if sources:
         opt.notes.print(f"published: as {', '.join(sorted(sources))}, on the same queries and candidates", style="dim")

@@ -64,8 +64,10 @@ def compare_runs(
         ),
     ] = None,
     level: Annotated[float, typer.Option(metavar="P", help="Of the intervals.")] = 0.95,
-    samples: Annotated[int, typer.Option(metavar="N", min=100, help="Random samples of a test.")] = SAMPLES,
-    seed: Annotated[int, typer.Option(metavar="N", min=0, help="Of those.")] = 0,
+    samples: Annotated[
+        int | None, typer.Option(metavar="N", min=100, help=f"Random samples of a test. Default: {SAMPLES:,}.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(metavar="N", min=0, help="Of those. Default: 0.")] = None,
     movers: Annotated[
         int | None,
         typer.Option(
@@ -92,7 +94,9 @@ def compare_runs(
     axis = cost or (CostAxis.MONEY if prices else CostAxis.TOKENS)
     if axis is CostAxis.MONEY and prices is None:
         raise InputError("what a run cost in money needs prices: --price-in, --price-out")
-    tested = _Tested(measure, test, correction, level, samples, seed)
+    if test == "t" and (unused := [name for name, n in (("--samples", samples), ("--seed", seed)) if n is not None]):
+        raise InputError(f"{unused[0]} is for tests that draw samples, and t draws none; leave it out, or give another")
+    tested = _Tested(measure, test, correction, level, SAMPLES if samples is None else samples, seed or 0)
     wanted = bool(html or movers)
     sections: dict[str | None, Section] = {}
     for name in _datasets(over, [*runs, qrels, dataset]):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -10,9 +11,14 @@ from enum import StrEnum
 import typer
 from rich.table import Table
 
-from rerank.cli.options import folds, screen, show
-from rerank.eval import Compared, Comparison, Cost, Prices, consensus, frontier, stars
+from rerank.cli.options import folds, notes, screen, show
+from rerank.eval import Compared, Comparison, Cost, Prices, consensus, frontier, no_kemeny, stars
+from rerank.eval.comparison import Consensus
 from rerank.eval.efficiency import Axis
+
+_ORDERS: Mapping[Consensus, tuple[str, str]] = {
+    "mean": ("mean", ".4f"), "borda": ("Borda", ".2f"), "kemeny": ("Kemeny", ".0f"),
+}  # fmt: skip
 
 
 class Format(StrEnum):
@@ -54,13 +60,13 @@ def print_overall(parts: Mapping[str, Told], style: Format) -> None:
         [
             run,
             *(f"{value:.4f}{marks[name][run]}" for name, value in own.items()),
-            f"{orders['mean'][run]:.4f}",
-            f"{orders['borda'][run]:.2f}",
-            f"{orders['kemeny'][run]:.0f}",
+            *(format(order[run], _ORDERS[way][1]) for way, order in orders.items()),
         ]
         for run, own in scores.items()
     ]
-    PRINT[style](["run", *parts, "mean", "Borda", "Kemeny"], rows)
+    PRINT[style](["run", *parts, *(_ORDERS[way][0] for way in orders)], rows)
+    if missing := no_kemeny(len(scores)):
+        notes.print(missing)
 
 
 def scores_of(parts: Mapping[str, Told]) -> dict[str, dict[str, float]]:
@@ -133,10 +139,10 @@ def _parts(widths: list[int], room: int) -> list[list[int]]:
 
 
 def _markdown(header: list[str], rows: list[list[str]]) -> None:
-    typer.echo("| " + " | ".join(header) + " |")
-    typer.echo("|---" + "|---:" * (len(header) - 1) + "|")
-    for row in rows:
+    for i, row in enumerate([header, *rows]):
         typer.echo("| " + " | ".join(cell.replace("|", "\\|").replace("*", "\\*") for cell in row) + " |")
+        if not i:
+            typer.echo("|---" + "|---:" * (len(header) - 1) + "|")
 
 
 def _latex(header: list[str], rows: list[list[str]]) -> None:
@@ -157,6 +163,11 @@ PRINT: Mapping[Format, Callable[[list[str], list[list[str]]], None]] = {
 }  # fmt: skip
 
 
+def bounded(interval: tuple[float, float] | None) -> tuple[float, float] | None:
+    """None for that of one query, which is infinite: JSON has no such number."""
+    return interval if interval is not None and all(map(math.isfinite, interval)) else None
+
+
 def record(told: Told) -> dict[str, object]:
     """For machines."""
     found, best = told.found, told.frontier
@@ -164,7 +175,7 @@ def record(told: Told) -> dict[str, object]:
     def one(row: Compared) -> dict[str, object]:
         said: dict[str, object] = {"run": row.name, "mean": row.mean, "judged@10": told.held[row.name]}
         if row.difference is not None:
-            said |= {"difference": row.difference, "interval": row.interval, "p": row.p}
+            said |= {"difference": row.difference, "interval": bounded(row.interval), "p": row.p}
             said |= {"wins": row.wins, "ties": row.ties, "losses": row.losses}
         if (cost := told.costs[row.name]) is not None:
             spent = {"calls": cost.usage.calls, "prompt_tokens": cost.usage.prompt_tokens}
@@ -189,8 +200,10 @@ def record(told: Told) -> dict[str, object]:
 def print_records(parts: Mapping[str | None, Told]) -> None:
     """One dataset without a name is its record; several are by name, with their orders."""
     if None in parts:
-        typer.echo(json.dumps(record(parts[None])))
+        typer.echo(json.dumps(record(parts[None]), allow_nan=False))
         return
     named = {str(name): each for name, each in parts.items()}
     records = {name: record(each) for name, each in named.items()}
-    typer.echo(json.dumps({"datasets": records, "consensus": consensus(scores_of(named))}))
+    if missing := no_kemeny(len(scores_of(named))):
+        notes.print(missing)
+    typer.echo(json.dumps({"datasets": records, "consensus": consensus(scores_of(named))}, allow_nan=False))

@@ -269,7 +269,7 @@ def _print(found: Study, style: Format) -> None:
     from rerank.robustness import table
 
     if style is Format.JSON:
-        typer.echo(json.dumps(table.record(found)))
+        typer.echo(json.dumps(table.record(found), allow_nan=False))
         return
     for i, part in enumerate(found.parts):
         if i:

@@ -16,6 +16,7 @@ from typing import Protocol
 
 import numpy as np
 
+from rerank.bench.cache import identity_of
 from rerank.bench.watching import Loaded, Watching
 from rerank.data import Qrels, Run, load_dataset, read_qrels, read_run
 from rerank.errors import InputError
@@ -193,6 +194,7 @@ class _Seat:
     def __init__(self, desk: _Desk, name: str, contender: Contender) -> None:
         self.desk, self.name, self.contender = desk, name, contender
         self._loaded = Loaded(lambda show: contender.load(on_progress=show))
+        self._identity = identity_of(contender.settings)
 
     def __enter__(self) -> _Seat:
         return self
@@ -246,9 +248,11 @@ class _Seat:
                 yield {hit.passage.doc_id: hit.score for hit in ranking}
 
     def _settings(self, sample: Sample, cell: str, requests: Sequence[Candidates]) -> dict[str, object]:
-        """What the cell depends on, the very texts included: the samples, seeds and synonyms show in these."""
+        """What the cell depends on, the very texts included: the samples, seeds and synonyms show in these. `identity`
+        has what the settings only name: what is in a model's folder, the device, this library's code."""
         asked = hashlib.sha256(json.dumps([fingerprint(each) for each in requests]).encode()).hexdigest()[:16]
-        return {"dataset": sample.name, "cell": cell, "texts": asked, **self.contender.settings}
+        known = {"dataset": sample.name, "cell": cell, "texts": asked, "identity": self._identity}
+        return {**known, **self.contender.settings}
 
 
 def _gains(sample: Sample, runs: Mapping[str, Run], measure: str) -> list[Row]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from math import isinf
 
 from rerank.robustness.study import AS_GIVEN, FIRST_STAGE, Row, Study
 
@@ -73,6 +74,18 @@ def shifts(study: Study) -> list[tuple[str, str, float, float]]:
     ]
 
 
+def _finite(record: dict[str, object]) -> dict[str, object]:
+    """None for an interval of one query, which is infinite: JSON has no such number."""
+    return {
+        name: _finite(value) if isinstance(value, dict) else None if _is_infinite(value) else value
+        for name, value in record.items()
+    }
+
+
+def _is_infinite(value: object) -> bool:
+    return isinstance(value, tuple) and any(isinstance(each, float) and isinf(each) for each in value)
+
+
 def record(study: Study) -> dict[str, object]:
     return {
         "measure": study.measure,
@@ -82,7 +95,7 @@ def record(study: Study) -> dict[str, object]:
                 "dataset": part.dataset,
                 "queries": part.queries,
                 "depth": part.depth,
-                "rows": [asdict(row) | {"relative": row.relative} for row in part.rows],
+                "rows": [_finite(asdict(row)) | {"relative": row.relative} for row in part.rows],
             }
             for part in study.parts
         ],

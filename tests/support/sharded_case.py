@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,6 +20,8 @@ from rerank.strategies import load_strategy
 from rerank.types import Candidates, Passage, Query
 
 SETTINGS = {"strategy": "scripted"}
+WAIT_S = 120.0
+GO_S = 10 * WAIT_S  # longer than whoever watches a script waits for all that comes before its `go`
 
 
 def requests(queries: int = 24, passages: int = 3, first: int = 0) -> Iterator[Candidates]:
@@ -30,11 +32,13 @@ def requests(queries: int = 24, passages: int = 3, first: int = 0) -> Iterator[C
 
 @dataclass(frozen=True)
 class Script:
-    """Answers by a sum of the characters. What it was asked is in `folder/asked`; at `wait_at` it waits for the file
-    `folder/go`, and says so by `folder/waits`; at `die_at` its process is killed, so many times."""
+    """Answers by a sum of the characters. What it was asked is in `folder/asked`, with the process; at `wait_at` it
+    waits for the file `folder/go`, and says so by `folder/waits`; at each query of `meet` it waits until all of these
+    are asked, which one process by itself never sees; at `die_at` its process is killed, so many times."""
 
     folder: Path
     wait_at: str | None = None
+    meet: tuple[str, ...] = ()
     die_at: str | None = None
     deaths: int = 1
 
@@ -45,7 +49,11 @@ class Script:
                 asked.write(f"{query_id} {os.getpid()}\n")
             if query_id == self.wait_at and not (self.folder / "go").exists():
                 (self.folder / "waits").touch()
-                wait_for(self.folder / "go")
+                wait_for(self.folder / "go", GO_S)
+            if query_id in self.meet:
+                (self.folder / f"met-{query_id}").touch()
+                for other in self.meet:
+                    wait_for(self.folder / f"met-{other}")
             if query_id == self.die_at and len(list(self.folder.glob("died*"))) < self.deaths:
                 (self.folder / f"died{os.getpid()}").touch()
                 os.kill(os.getpid(), signal.SIGKILL)
@@ -73,12 +81,27 @@ def asked(folder: Path) -> list[str]:
     return [line.split()[0] for line in file.read_text().splitlines()] if file.exists() else []
 
 
-def wait_for(path: Path, seconds: float = 120) -> None:
+def wait_for(path: Path, seconds: float = WAIT_S) -> None:
+    wait_until(path.exists, f"{path} did not come", seconds)
+
+
+def wait_until(happened: Callable[[], bool], otherwise: str, seconds: float = WAIT_S) -> None:
     end = time.monotonic() + seconds
-    while not path.exists():
+    while not happened():
         if time.monotonic() > end:
-            raise TimeoutError(f"{path} did not come")
+            raise TimeoutError(otherwise)
         time.sleep(0.02)
+
+
+def is_gone(pid: int) -> bool:
+    """Whether the process runs no more; one that nobody has asked for its status yet does not."""
+    try:
+        os.kill(pid, 0)
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except ProcessLookupError:
+        return True
+    except FileNotFoundError:  # it went just now, or the system has no such files
+        return Path("/proc/self").exists()
 
 
 def totals_of(steps: list[Step]) -> Totals:
