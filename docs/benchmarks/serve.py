@@ -1,12 +1,14 @@
 """What merging gives: requests by one client, one at a time, and by many clients at once for two minutes.
 
     python docs/benchmarks/serve.py --clients 64 --seconds 120
+    python docs/benchmarks/serve.py --clients 64 --seconds 120 --corpus 40
 
 Claims of the SciFact sample beside BM25's candidates, each a request of its own, to a service on the loopback with the
-embedded pointwise ranker. The clients take the requests in turn, and from the first again; those that are asked
-together are of different claims. Every answer is compared with the library's own. Throughput is in pairs a second of
-the clock, and of this process's processor time, which counts on a machine that does other work as well. Client and
-service share this process, and so its processor.
+embedded pointwise ranker. With `--corpus N` every claim has passages drawn from the same N instead, as those who ask a
+small collection have: then passages recur in a batch. The clients take the requests in turn, and from the first again;
+those that are asked together are of different claims. Every answer is compared with the library's own. Throughput is in
+pairs a second of the clock, and of this process's processor time, which counts on a machine that does other work as
+well. Client and service share this process, and so its processor.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import argparse
 import asyncio
 import itertools
 import math
+import random
 import threading
 import time
 from collections.abc import Iterator
@@ -33,15 +36,16 @@ Request = dict[str, object]
 NEAR = 0.1  # how far bfloat16 may take a logarithm in another batch; scores of two passages differ by 1 and more
 
 
-def requests(number: int, passages: int, tokens: int | None) -> list[Request]:
-    found: list[Request] = []
-    for candidates in load_dataset("sample:scifact").candidates(passages):
-        texts = [passage.full_text for passage in candidates.passages]
-        limit = {} if tokens is None else {"max_tokens_per_doc": tokens}
-        found.append({"query": candidates.query.text, "documents": texts, **limit})
-        if len(found) == number:
-            break
-    return found
+def requests(number: int, passages: int, tokens: int, corpus: int | None) -> list[Request]:
+    taken = list(itertools.islice(load_dataset("sample:scifact").candidates(passages), number))
+    lists = [[passage.full_text for passage in each.passages] for each in taken]
+    if corpus is not None:
+        few, draw = list(dict.fromkeys(itertools.chain.from_iterable(lists)))[:corpus], random.Random(0)
+        lists = [draw.sample(few, passages) for _ in lists]
+    return [
+        {"query": each.query.text, "documents": texts, "max_tokens_per_doc": tokens}
+        for each, texts in zip(taken, lists, strict=True)
+    ]
 
 
 @dataclass(frozen=True)
@@ -119,9 +123,10 @@ def main() -> None:
         ("batch", 256),
     ):
         parser.add_argument(f"--{flag}", type=int, default=default)
+    parser.add_argument("--corpus", type=int)
     given = parser.parse_args()
     ranker = rerank.load("pointwise")
-    sent = requests(given.requests, given.passages, given.tokens)
+    sent = requests(given.requests, given.passages, given.tokens, given.corpus)
     asked_for = ((str(each["query"]), cast(list[str], each["documents"])) for each in sent)
     rankings = ranker.limited(given.tokens).rank_many(asked_for)
     library = [{int(hit.passage.doc_id): hit.score for hit in ranking} for ranking in rankings]
