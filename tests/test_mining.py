@@ -14,6 +14,7 @@ from command import Cli, assert_error
 from rerank.backbones.scripted import ScriptedBackbone, oracle
 from rerank.data import Dataset, load_dataset, read_run
 from rerank.errors import InputError
+from rerank.prompts import load_prompt
 from rerank.reranker import Reranker
 from rerank.strategies import First, Listwise, Pointwise
 from rerank.strategies.listwise import windows
@@ -170,6 +171,13 @@ def test_garbled_answers_keep_every_passage_and_are_counted() -> None:
     assert sorted(ranking.doc_ids) == sorted(p.doc_id for p in request.passages)
     counts = ranking.outcomes
     assert counts.clean == 0 and counts.repaired and counts.repaired + counts.failed == strategy.calls(45)
+
+
+def test_thoughts_of_all_passes_are_told() -> None:
+    request, relevance = shuffled(30)
+    strategy = MultiPass(Listwise(prompt=load_prompt("listwise-reasoning")))
+    (ranking,) = Reranker(strategy, ScriptedBackbone(oracle(relevance))).rank_many([request])
+    assert len(ranking.reasoning) == ranking.usage.calls == strategy.calls(30)
 
 
 def test_what_has_no_windows_or_carries_nothing_is_refused() -> None:

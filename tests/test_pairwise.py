@@ -217,7 +217,7 @@ def test_soft_takes_half_for_an_answer_that_cannot_be_read() -> None:
 
 
 @settings(max_examples=60, deadline=None)
-@given(n=st.integers(1, 30), k=st.integers(1, 12), algorithm=st.sampled_from(ALGORITHMS), seed=st.integers(0, 10**6))
+@given(n=st.integers(1, 60), k=st.integers(1, 12), algorithm=st.sampled_from(ALGORITHMS), seed=st.integers(0, 10**6))
 def test_whatever_is_answered_every_passage_is_kept_once(n: int, k: int, algorithm: str, seed: int) -> None:
     noise = random.Random(seed)
     aggregate = noise.choice(AGGREGATES if n <= 14 else ["wins", "bradley-terry", "path"])

@@ -24,6 +24,7 @@ EVALUATION = {"dataset": "lists.jsonl"}
 RANKINGS = {"strategy": "full-ranking", "loss": "lipo_lambda", "rankings": {"count": 3}, "reference": {}}
 STRUCTURE = [
     ({"stategy": "first"}, "unknown key 'stategy'; did you mean 'strategy'?"),
+    ({"stategy": "first", "strategy": None}, "unknown key 'stategy'; did you mean 'strategy'?"),
     ({"schedule": {"learningrate": 1}}, "unknown key 'schedule.learningrate'; did you mean 'learning_rate'?"),
     ({"data": [{"dataset": "lists.jsonl", "sise": 3}]}, "unknown key 'data.0.sise'; did you mean 'size'?"),
     ({"evaluation": EVALUATION | {"mesure": "AP"}}, "unknown key 'evaluation.mesure'; did you mean 'measure'?"),
@@ -81,6 +82,8 @@ STRUCTURE = [
     ({"start": "nowhere", "adapter": None}, "start: 'nowhere' is not there"),
     ({"model": "./nowhere"}, "model: there is no directory"),
     ({"fsdp_config": "f.json"}, "fsdp_config without fsdp would be ignored"),
+    ({"fsdp": "full_shard", "schedule": {"average": 2}}, "average needs the whole model in each process"),
+    ({"fsdp": "full_shard", "strategy": "score-head", "prompt": None}, "merged by a process that has it whole"),
     ({"fsdp": "full_shard", "deepspeed": "d.json"}, "deepspeed and fsdp exclude one another"),
     ({"deepspeed": "d.json"}, "deepspeed: 'd.json' is not there"),
     (
@@ -128,6 +131,17 @@ def saved(folder: Path, model: Path, changes: dict[str, Any]) -> Path:
     """A sound recipe with whole keys changed; None takes one out."""
     made = {"adapter": "lora", "loss": "softmax"} | recipe(model) | changes
     return save_recipe(folder, {key: value for key, value in made.items() if value is not None})
+
+
+def test_fsdp_is_refused_where_accelerate_would_ignore_it(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("torch.backends.mps.is_available", lambda: False)
+    path = saved(tmp_path, tiny_model, {"fsdp": "full_shard"})
+    with pytest.raises(InputError, match="on a CPU accelerate would ignore it"):
+        check_options(read_recipe(path))
 
 
 @pytest.mark.parametrize(("changes", "why"), STRUCTURE, ids=[str(changes)[:60] for changes, _ in STRUCTURE])

@@ -151,7 +151,7 @@ def test_one_vote_of_many_that_fails_does_not_count() -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(
-    n=st.integers(1, 30),
+    n=st.integers(1, 60),
     children=st.integers(1, 25),
     k=st.integers(1, 12),
     votes=st.integers(1, 3),
@@ -233,6 +233,7 @@ def test_no_passage_can_forge_a_letter() -> None:
         ({"children": 0}, InputError, "children is 0; give at least 1"),
         ({"k": 0}, InputError, "k is 0"),
         ({"votes": -1}, InputError, "votes is -1"),
+        ({"seed": 3}, InputError, "seed is 3, but nothing is shuffled"),
         ({"prompt": "pointwise-graded"}, PromptError, "strategy 'setwise' needs many"),
         ({"passage_tokens": 0}, PromptError, "at least 1"),
     ],

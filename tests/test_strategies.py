@@ -69,7 +69,18 @@ def test_windows_cover_every_position_and_the_head_last(n: int, data: st.DataObj
     assert len(found) == 1 + math.ceil(max(0, n - size) / step)
 
 
-@given(n=st.integers(1, 45), data=st.data())
+@given(n=st.integers(1, 60), window=st.integers(2, 26), data=st.data())
+def test_windows_of_any_size_bring_what_they_carry_to_the_head(n: int, window: int, data: st.DataObject) -> None:
+    step = data.draw(st.integers(1, window - 1))
+    candidates, relevance = shuffled(n)
+    for name in ("listwise", "first"):
+        ranker = rerank.load(name, window=window, step=step, backbone=ScriptedBackbone(oracle(relevance)))
+        (ranking,) = ranker.rank_many([candidates])
+        top = window if n <= window else window - step
+        assert ranking.doc_ids[:top] == sorted(relevance, key=lambda doc_id: -relevance[doc_id])[:top]
+
+
+@given(n=st.integers(1, 60), data=st.data())
 def test_any_window_and_step_keep_every_passage_once(n: int, data: st.DataObject) -> None:
     size = data.draw(st.integers(2, 26))
     step = data.draw(st.integers(1, size))
@@ -78,6 +89,15 @@ def test_any_window_and_step_keep_every_passage_once(n: int, data: st.DataObject
     (ranking,) = ranker.rank_many([shuffled(n)[0]])
     assert sorted(ranking.doc_ids) == sorted(f"d{i}" for i in range(n))
     assert ranking.outcomes.clean + ranking.outcomes.repaired + ranking.outcomes.failed == ranking.usage.calls
+
+
+@pytest.mark.parametrize("name", ["listwise", "full-ranking"])
+def test_an_answer_that_is_cut_off_is_read_as_far_as_it_goes(name: str) -> None:
+    """Over-long: the engine stops it in the middle of an identifier, after repeats."""
+    said = " > ".join(["[3]", *["[1]"] * 500, "[2"])
+    ranking = rerank.load(name, backbone=ScriptedBackbone(lambda _: said)).rank("q", ["a", "b", "c"])
+    assert ranking.doc_ids == ["2", "0", "1"]
+    assert (ranking.outcomes.repaired, ranking.outcomes.duplicate, ranking.outcomes.missing) == (1, 499, 1)
 
 
 @pytest.mark.parametrize("answer", ["", "I cannot rank these.", "Error code: 429 - rate limit [20] reached", "0 1 2"])
@@ -160,7 +180,9 @@ def test_no_strategy_knows_a_model() -> None:
         for file in (root / folder).glob("*.py"):
             tree = ast.parse(file.read_text(encoding="utf-8"))
             names = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
-            names |= {node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+            froms = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+            names |= {node.module or "" for node in froms}
+            names |= {f"{node.module}.{alias.name}" for node in froms for alias in node.names}
             bad = {n for n in names if n.split(".")[0] in {"torch", "transformers", "vllm", "tokenizers", "peft"}}
             bad |= {n for n in names if n.startswith("rerank.backbones")}
             assert not bad, file

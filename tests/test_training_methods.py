@@ -18,7 +18,7 @@ from rerank.data import load_dataset
 from rerank.errors import AdapterError, InputError, UnknownNameError
 from rerank.training import development
 from rerank.training.forward import Run
-from rerank.training.methods import METHODS, compress, configuration
+from rerank.training.methods import METHODS, compress, configuration, export
 from rerank.training.session import Session
 from rerank.training.train import train
 from rerank.types import Ranking
@@ -212,6 +212,18 @@ def added(folder: Path, name: str) -> torch.Tensor:
     a, b = weights[f"{name}.lora_A.weight"].float(), weights[f"{name}.lora_B.weight"].float()
     assert a.shape[0] == b.shape[1] == config["r"]
     return b @ a * config["lora_alpha"] / config["r"]
+
+
+def test_an_adapter_is_written_from_weights_that_processes_share(tiny_model: Path, tmp_path: Path) -> None:
+    """As fsdp hands them on: what the model itself holds is not looked at."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(tiny_model), LoraConfig(r=2, target_modules=["q_proj"]))
+    whole = {name: torch.full_like(value, 0.5) for name, value in model.state_dict().items()}
+    export(model, tmp_path / "a", tmp_path / "none", "base", None, whole)
+    written = load_file(tmp_path / "a" / "adapter_model.safetensors")
+    assert len(written) == 2 * 2 and all((value == 0.5).all() for value in written.values())
 
 
 SHAPES = {"wide": (40, 24), "narrow": (5, 24)}

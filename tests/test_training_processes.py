@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from training import curve, losses, recipe, save_recipe, trained
+from training import curve, losses, recipe, trained
 
 DRAWN = {"loss": {"name": "pg_rank", "samples": 8}, "reference": {"beta": 1.0}}
 
@@ -60,21 +60,3 @@ def test_two_processes_train_what_one_trains(tiny_model: Path, tmp_path: Path) -
     said = [line for line in done.stderr.splitlines() if "lists.jsonl" in line]
     assert len(said) == 1
     assert "Warning" not in done.stderr and "Traceback" not in done.stderr
-
-
-def test_a_model_is_shared_among_processes(tiny_model: Path, tmp_path: Path) -> None:
-    """FSDP: each holds a part of the weights; the adapter comes out whole."""
-    schedule = {"lists": 16, "optimizer": "sgd", "learning_rate": 1.0}
-    made = recipe(tiny_model, schedule=schedule)
-    alone = trained(tmp_path, made, "one")
-    shared = {"fsdp_transformer_layer_cls_to_wrap": ["LlamaDecoderLayer"]}
-    (tmp_path / "fsdp.json").write_text(json.dumps(shared))
-    path = save_recipe(tmp_path, made | {"fsdp": "full_shard auto_wrap", "fsdp_config": "fsdp.json"})
-    done = launched(tmp_path, path, "two")
-    assert done.returncode == 0, done.stderr
-    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), abs=1e-4)
-    expected = load_file(alone.folder / "adapter_model.safetensors")
-    found = load_file(tmp_path / "two" / "adapter" / "adapter_model.safetensors")
-    assert found.keys() == expected.keys()
-    for name, value in found.items():
-        assert torch.allclose(value, expected[name], atol=1e-4), name

@@ -66,6 +66,10 @@ class Setwise:
             self.stop_when_stable,
             None if self.algorithm == "bubblesort" else f"{self.algorithm} makes no passes; give algorithm=bubblesort",
         )
+        if self.votes == 1 and self.seed != 0:
+            raise InputError(
+                f"seed is {self.seed}, but nothing is shuffled; leave seed out, or give votes of 2 or more"
+            )
         most = self.prompt.max_passages
         if most is not None and self.children + 1 > most:
             raise InputError(

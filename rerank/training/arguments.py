@@ -66,6 +66,7 @@ def arguments(
         greater_is_better=None if evaluation is None else True,
         load_best_model_at_end=evaluation is not None,
         restore_callback_states_from_checkpoint=True,  # how patient it still is
+        ddp_timeout=4 * 3600,  # the other processes wait while the first ranks the development set
         report_to=["tensorboard"],
         disable_tqdm=True,
         remove_unused_columns=False,

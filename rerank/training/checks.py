@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
+from rerank.backbones.hardware import choose_device
 from rerank.errors import BackboneError, InputError, UnknownNameError
 from rerank.training.recipe import Recipe
 from rerank.training.reinforce.checks import check_reinforce
@@ -84,6 +85,8 @@ def _check_processes(recipe: Recipe) -> None:
         raise BackboneError("the recipe's deepspeed needs deepspeed: pip install deepspeed")
     if recipe.fsdp is not None and world == 1:
         raise InputError("fsdp shares a model among processes; start with: accelerate launch -m rerank train RECIPE")
+    if recipe.fsdp is not None and choose_device(None).type == "cpu":
+        raise InputError("fsdp: on a CPU accelerate would ignore it: it shares models among GPUs alone; take it out")
 
 
 def rank_loss(recipe: Recipe, generator: Generator | None = None) -> RankLoss | None:

@@ -54,7 +54,7 @@ class MultiPass:
 
     def rank(self, candidates: Candidates) -> Steps:
         n = len(candidates)
-        order, outcomes = list(range(n)), Outcomes()
+        order, outcomes, thoughts = list(range(n)), Outcomes(), tuple[str, ...]()
         for fixed in self.passes(n):
             left = order[fixed:]
             verdict = yield from self.inner.rank(
@@ -62,4 +62,5 @@ class MultiPass:
             )
             order[fixed:] = [left[position] for position in verdict.order]
             outcomes += verdict.outcomes
-        return Verdict(tuple(order), None, outcomes)
+            thoughts += verdict.reasoning
+        return Verdict(tuple(order), None, outcomes, thoughts)

@@ -122,13 +122,18 @@ def _beginning(config: PeftConfig) -> str:
     return str(getattr(config, "init_lora_weights", "")).lower()
 
 
-def export(model: PeftModel, folder: Path, started: Path, base: str, rank: int | None) -> float:
-    """Writes the adapter for the untouched model whose name is `base`; returns how much of it a lower rank keeps."""
+def export(
+    model: PeftModel, folder: Path, started: Path, base: str, rank: int | None, whole: dict[str, Tensor] | None = None
+) -> float:
+    """Writes the adapter for the untouched model whose name is `base`; returns how much of it a lower rank keeps.
+
+    `whole` are the model's weights where the processes share them.
+    """
     begins = _beginning(model.peft_config["default"])
     if begins.startswith(_MOVES_THE_BASE):
-        model.save_pretrained(str(folder), path_initial_model_for_weight_conversion=str(started))
+        model.save_pretrained(str(folder), path_initial_model_for_weight_conversion=str(started), state_dict=whole)
     else:
-        model.save_pretrained(str(folder))
+        model.save_pretrained(str(folder), state_dict=whole)
     (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty form; the card is written by who knows
     named = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
     named["base_model_name_or_path"] = base

@@ -144,6 +144,10 @@ class Recipe(Part):
             raise ValueError("deepspeed and fsdp exclude one another")
         if self.fsdp_config is not None and self.fsdp is None:
             raise ValueError("fsdp_config without fsdp would be ignored")
+        if self.fsdp is not None and self.schedule.average > 1:
+            raise ValueError("average needs the whole model in each process; take it out with fsdp")
+        if self.fsdp is not None and self.strategy == "score-head" and self.adapter.method != "full":
+            raise ValueError("a score-head's adapter is merged by a process that has it whole; take fsdp out")
         if self.evaluation is not None and (self.fsdp is not None or self.strategy == "score-head"):
             raise ValueError(
                 "evaluation during training needs the whole model in one process and answers by label: "
@@ -242,7 +246,8 @@ def read_recipe(path: str | Path) -> Recipe:
 
 def told(error: ValidationError, root: type[BaseModel]) -> str:
     """The first mistake, with its place, and the nearest key for an unknown one."""
-    first = error.errors()[0]
+    # a misspelt key goes before the one that is missing for it
+    first = min(error.errors(), key=lambda each: each["type"] != "extra_forbidden")
     place = [str(part) for part in first["loc"]]
     where = ".".join(place)
     if first["type"] == "extra_forbidden":

@@ -108,11 +108,13 @@ class Session:
             log.info("going on from %s", found.name)
         trainer.train(resume_from_checkpoint=str(found) if found is not None else None)
         measure = trainer.state.best_metric
+        # with fsdp no process holds the whole, and all take part in putting it together
+        whole = trainer.accelerator.get_state_dict(trainer.model_wrapped) if trainer.is_fsdp_enabled else None
         folder = self.out / ("model" if self.recipe.whole else "adapter")
         kept = 1.0
         if self.args.process_index == 0:
             measure = self._choose(trainer, measure)
-            kept = self._write(folder)
+            kept = self._write(folder, whole)
             self._draw()
         last: dict[str, float] = next((line for line in reversed(trainer.state.log_history) if "loss" in line), {})
         told = {name: last[name] for name in NAMES if name in last}
@@ -344,17 +346,17 @@ class Session:
                 peft.load_adapter(str(single), "default", is_trainable=True)
             return max(value, best)
 
-    def _write(self, folder: Path) -> float:
+    def _write(self, folder: Path, whole: dict[str, Tensor] | None) -> float:
         from rerank.training.methods import export
 
         recipe, weights = self.recipe, self.weights
         if not recipe.whole:
             assert weights.peft is not None
-            kept = export(weights.peft, folder, self.out / "beginning", weights.name, recipe.adapter.compress)
+            kept = export(weights.peft, folder, self.out / "beginning", weights.name, recipe.adapter.compress, whole)
             note(recipe, self.base, weights.name, folder)
             return kept
         model = weights.model if weights.peft is None else weights.peft.merge_and_unload(safe_merge=True)
-        model.to(self.dtype).save_pretrained(folder)
+        model.to(self.dtype).save_pretrained(folder, state_dict=whole)
         weights.encoder.tokenizer.save_pretrained(folder)
         return 1.0
 

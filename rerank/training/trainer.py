@@ -62,14 +62,17 @@ def collate(lists: list[Questions]) -> dict[str, list[Questions]]:
 
 @dataclass(slots=True)
 class Counts:
-    """What this process has computed: `tokens` of the prompts in full, `seconds` in training steps."""
+    """What this process has computed: `tokens` of the prompts in full, `seconds` in training steps. All processes
+    together have computed `times` as many tokens, as they last told one another."""
 
     tokens: int = 0
     seconds: float = 0.0
+    times: float = 1.0
 
     @property
     def speed(self) -> float:
-        return self.tokens / self.seconds if self.seconds else 0.0
+        """Tokens a second of all processes."""
+        return self.times * self.tokens / self.seconds if self.seconds else 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +147,8 @@ class RankingTrainer(Trainer):  # type: ignore[misc]  # transformers has no type
         """Beside a loss stands what the gauges told in the same steps."""
         if "loss" in logs:
             logs |= self.aim.gauges.told(self._together)
+            if self.args.world_size > 1 and self.counts.tokens:
+                self.counts.times = float(self._together(torch.tensor(float(self.counts.tokens)))) / self.counts.tokens
         super().log(logs, start_time)
 
     def _together(self, sums: Tensor) -> Tensor:
