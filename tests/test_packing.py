@@ -154,10 +154,9 @@ def test_other_architectures_give_their_own_numbers(tiny_model: Path, tmp_path: 
 @pytest.mark.model
 @pytest.mark.parametrize(("dtype", "most"), [("float32", 1e-3), ("bfloat16", 0.25)])
 def test_embedded_scores_with_and_without_prefix_reuse(dtype: str, most: float) -> None:
-    """Six passages: a processor without bfloat16 takes ten times float32's time for it."""
-    requests = [
-        dataclasses.replace(c, passages=c.passages[:6]) for c in list(load_dataset("sample:scifact").candidates())[:2]
-    ]
+    """Eight passages only: a processor without bfloat16 takes ten times float32's time for it."""
+    request = next(iter(load_dataset("sample:scifact").candidates()))
+    requests = [dataclasses.replace(request, passages=request.passages[:8])]
     reusing = TransformersBackbone.load(dtype=dtype, device="cpu")
     differences = []
     for name in ("pointwise", "first"):
