@@ -23,6 +23,21 @@ def test_an_oracle_orders_all_in_one_call(n: int) -> None:
     assert ranking.outcomes == Outcomes(clean=1)
 
 
+@pytest.mark.parametrize("n", [2, 26, 40])
+def test_by_logits_nothing_is_written(n: int) -> None:
+    """A letter is a token, so one call reads the order of 26; more take windows."""
+    candidates, relevance = shuffled(n)
+    options = {"prompt": "first-identifier", "window": 26, "step": 13}
+    (ranking,) = rerank.load("full-ranking", backbone=ScriptedBackbone(oracle(relevance)), **options).rank_many(
+        [candidates]
+    )
+    assert ranking.doc_ids[:13] == best_first(relevance)[:13]
+    assert (ranking.doc_ids == best_first(relevance)) or n == 40
+    assert (ranking.usage.calls, ranking.usage.generated_tokens) == (1 if n <= 26 else 3, 0)
+    with pytest.raises(InputError, match="can name 26 passages"):
+        rerank.load("full-ranking", prompt="first-identifier", backbone=ScriptedBackbone(oracle(relevance)))
+
+
 def test_one_passage_is_not_asked_about() -> None:
     ranker = rerank.load("full-ranking", backbone=ScriptedBackbone(oracle({})))
     assert ranker.rank("q", ["alone"]).usage.calls == load_strategy("full-ranking").calls(1) == 0

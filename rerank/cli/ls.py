@@ -29,7 +29,7 @@ def ls(
     from rerank.cli import ls_datasets, ls_strategies
 
     shelves: Mapping[str, Callable[[], Iterable[Table]]] = {
-        "strategies": lambda: [ls_strategies.table()],
+        "strategies": lambda: [ls_strategies.table(), ls_strategies.formulas()],
         "prompts": lambda: [_prompts()],
         "models": lambda: [_models()],
         "adapters": lambda: [_adapters()],

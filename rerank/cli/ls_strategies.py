@@ -52,6 +52,13 @@ def table() -> Table:
     return shown
 
 
+def formulas() -> Table:
+    shown = bare_table("strategy", "calls for n passages")
+    for name, make in STRATEGIES.items():
+        shown.add_row(name, formula_of(make))
+    return shown
+
+
 def details(name: str) -> list[Table | str]:
     """One strategy: what it costs, its options, and what its class says of them."""
     if name not in STRATEGIES:
@@ -62,11 +69,13 @@ def details(name: str) -> list[Table | str]:
     facts.add_row("source", source_of(make))
     facts.add_row("prompt", f"{made.prompt.name}@{made.prompt.version}, unless another is given")
     facts.add_row("needs", f"a backbone that answers {made.prompt.needs} calls")
+    facts.add_row("calls", formula_of(make))
     facts.add_row("random", randomness(name))
     facts.add_row("adapter that ships", "none" if folder is None else folder.name)
-    costs = bare_table("passages", "calls", "prompt tokens")
+    costs = bare_table("passages", "calls", "measured", "prompt tokens")
     for n in (10, *SIZES):
-        costs.add_row(str(n), f"at most {made.calls(n):,}", f"{measured(made, n)[0]:,}")
+        tokens, asked = measured(made, n)
+        costs.add_row(str(n), f"at most {made.calls(n):,}", f"{len(asked):,}", f"{tokens:,}")
     options = bare_table("option", "default", "takes")
     types = get_type_hints(make)
     for option in options_of(make):
@@ -107,6 +116,11 @@ def randomness(name: str) -> str:
 def source_of(make: type[Strategy]) -> str:
     """Authors and venue, where the class says them."""
     return str(getattr(make, "source", ""))
+
+
+def formula_of(make: type[Strategy]) -> str:
+    """How many calls n passages take, where the class says it."""
+    return str(getattr(make, "formula", ""))
 
 
 def _takes(kind: object) -> str:

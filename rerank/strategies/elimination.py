@@ -30,6 +30,7 @@ class Elimination:
     """
 
     source: ClassVar[str] = "IRanker: Feng et al. 2025"
+    formula: ClassVar[str] = "ceil((n-1) / drop)"
     prompt: Prompt = field(default_factory=lambda: load_prompt("elimination"))
     window: int = 20
     drop: int = 1

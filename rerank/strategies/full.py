@@ -23,6 +23,7 @@ class FullRanking(Listwise):
     """
 
     source: ClassVar[str] = "Liu et al., ACL 2025"
+    formula: ClassVar[str] = "passes shuffles (1 + ceil(max(0, n - window) / step)): 1 up to window passages"
     prompt: Prompt = field(default_factory=lambda: load_prompt("full-ranking"))
     window: int = 100
     step: int = 50

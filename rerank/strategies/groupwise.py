@@ -39,6 +39,7 @@ class Groupwise:
     """
 
     source: ClassVar[str] = "GroupRank: Sun et al. 2025"
+    formula: ClassVar[str] = "shuffles ceil(n / group); shuffles n where a prompt scores one passage"
     prompt: Prompt = field(default_factory=lambda: load_prompt("groupwise"))
     group: int = 20
     shuffles: int = 1

@@ -70,6 +70,7 @@ class Listwise:
         "RankGPT: Sun et al., EMNLP 2023; permutation self-consistency: Tang et al., NAACL 2024; "
         "ReasonRank: Liu et al. 2025"
     )
+    formula: ClassVar[str] = "passes shuffles (1 + ceil(max(0, n - window) / step))"
     prompt: Prompt = field(default_factory=lambda: load_prompt("listwise-permutation"))
     window: int = 20
     step: int = 10

@@ -65,6 +65,7 @@ class Pairwise:
     """
 
     source: ClassVar[str] = "PRP: Qin et al., NAACL 2024"
+    formula: ClassVar[str] = "heapsort 4n + 4(k-1) log2(n) at most; allpair n(n-1); sliding 2 sum(n-t, t=1..k)"
     prompt: Prompt = field(default_factory=lambda: load_prompt("pairwise"))
     algorithm: Literal["allpair", "heapsort", "sliding"] = "heapsort"
     k: int | None = None

@@ -22,6 +22,7 @@ class Pointwise:
     """
 
     source: ClassVar[str] = "Liang et al. 2022; Zhuang et al., NAACL 2024; Sachan et al., EMNLP 2022"
+    formula: ClassVar[str] = "n"
     prompt: Prompt = field(default_factory=lambda: load_prompt("pointwise-yes-no"))
     passage_tokens: int | None = None
 

@@ -45,6 +45,10 @@ class Setwise:
     """
 
     source: ClassVar[str] = "Zhuang et al., SIGIR 2024"
+    formula: ClassVar[str] = (
+        "heapsort votes (n/(c-1) + k (log_c(n) + 1)) at most, c the children; "
+        "bubblesort votes sum(ceil((n-t)/c), t=1..k)"
+    )
     prompt: Prompt = field(default_factory=lambda: load_prompt("setwise"))
     algorithm: Literal["heapsort", "bubblesort"] = "heapsort"
     children: int = 2

@@ -66,6 +66,7 @@ class Tournament:
     """
 
     source: ClassVar[str] = "TourRank: Chen et al., WWW 2025"
+    formula: ClassVar[str] = "rounds sum(ceil(n_t / group), t the stages with n_t passages left)"
     prompt: Prompt = field(default_factory=lambda: load_prompt("first-identifier"))
     rounds: int = 2
     group: int = 20
