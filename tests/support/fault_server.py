@@ -87,7 +87,7 @@ class FaultServer:
         for byte in data if reply.drip else b"":
             writer.write(bytes([byte]))
             await writer.drain()
-            await asyncio.sleep(0.01)
+            await asyncio.sleep(0.1)  # the shortest answer is some 200 bytes: never whole within a test's timeout
         writer.write(b"" if reply.drip else data[: reply.cut])
         await writer.drain()
         return reply.cut is None and reply.length
