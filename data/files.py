@@ -64,12 +64,16 @@ def require_file(what: str, path: Path) -> None:
     """Raises InputError where there is no such file, with the nearest one beside it."""
     if path.is_file():
         return
+    raise InputError(f"the {what} {str(path)!r} is not there{nearby(path)}")
+
+
+def nearby(path: Path, given: str | None = None) -> str:
+    """How an error goes on about a path that leads nowhere: with the nearest one beside it, as `given` says paths."""
     if not path.parent.is_dir():
-        raise InputError(f"the {what} {str(path)!r} is not there, and neither is its folder")
+        return ", and neither is its folder"
     beside = [each.name for each in path.parent.iterdir()]
-    near = get_close_matches(path.name, beside, n=1, cutoff=0.5)
-    advice = f"; did you mean {str(path.with_name(near[0]))!r}?" if near else ""
-    raise InputError(f"the {what} {str(path)!r} is not there{advice}")
+    near = get_close_matches(path.name, beside, n=1)
+    return f"; did you mean {str(Path(given or path).with_name(near[0]))!r}?" if near else ""
 
 
 def read_lines(path: str | Path) -> Iterator[str]:

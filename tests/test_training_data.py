@@ -195,6 +195,8 @@ def test_scores_inside_the_lists_teach_only_when_asked(tmp_path: Path) -> None:
     ("settings", "why"),
     [
         ({"dataset": "nope.jsonl"}, r"the dataset 'nope.jsonl' is not there .*relative to the recipe's folder"),
+        ({"dataset": "beri:test"}, r"'beri' is not there .*; did you mean 'beir'\?"),
+        ({"teacher": "list.jsonl"}, r"did you mean 'lists.jsonl'\?"),
         ({"dataset": "beir:trian"}, "unknown split of beir 'trian'; known: test"),
         ({"teacher": "nope.trec"}, "the file 'nope.trec' is not there"),
         ({"run": "nope.trec"}, "the file 'nope.trec' is not there"),

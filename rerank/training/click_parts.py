@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 from rerank.clicks import CASCADE, EXAMINATION, ClickModel, DependentClick, PositionBased
 from rerank.errors import InputError
 from rerank.training.parts import Part
+from rerank.training.sources import missing
 
 if TYPE_CHECKING:
     from rerank.training.recipe import Recipe
@@ -107,7 +108,7 @@ class Clicks(Part):
         """Whether what it names is there, and has a propensity for each position that is shown. Raises InputError."""
         for name, given in (("log", self.log), ("propensities", self.propensities)):
             if isinstance(given, str) and not (base / given).is_file():
-                raise InputError(f"clicks.{name}: {given!r} is not there (looked for {str(base / given)!r})")
+                raise InputError(missing(f"clicks.{name}:", given, base))
         if self.propensities is not None and shown is not None and (known := len(self.given(base))) < shown:
             raise InputError(f"clicks.propensities has {known} positions, and {shown} are shown")
 

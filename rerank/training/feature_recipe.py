@@ -14,6 +14,7 @@ from rerank.errors import InputError
 from rerank.training.click_parts import Clicks
 from rerank.training.parts import LossPart, MeasureName, Part
 from rerank.training.recipe import mapping_of, told
+from rerank.training.sources import missing
 
 STRATEGY = "features"
 
@@ -130,7 +131,7 @@ def read_feature_recipe(path: str | Path) -> FeatureRecipe:
         ("data.train", recipe.data.train), ("data.run", recipe.data.run), ("evaluation.dataset", evaluated),
     ):  # fmt: skip
         if given is not None and not (base / given).is_file():
-            raise InputError(f"{path}: {name}: {given!r} is not there (looked for {str(base / given)!r})")
+            raise InputError(f"{path}: {missing(name + ':', given, base)}")
     if recipe.clicks is not None:
         recipe.clicks.check_files(base, recipe.data.size)
     return recipe

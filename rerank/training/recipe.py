@@ -25,7 +25,7 @@ from rerank.training.parts import AdapterPart, Evaluation, LossPart, Part, Sched
 from rerank.training.preferences import RankingsPart, ReferencePart, check_preferences
 from rerank.training.reinforce.part import ReinforcePart, fits
 from rerank.training.reinforce.rewards import FITS
-from rerank.training.sources import Source
+from rerank.training.sources import Source, missing
 from rerank.training.written import WRITERS
 
 StrategyName = Literal[
@@ -238,9 +238,9 @@ def read_recipe(path: str | Path) -> Recipe:
         recipe.clicks.check_files(base, max(source.size for source in recipe.data))
     for name, given in (("start", recipe.start), ("deepspeed", recipe.deepspeed), ("fsdp_config", recipe.fsdp_config)):
         if given is not None and not (base / given).exists():
-            raise InputError(f"{path}: {name}: {given!r} is not there (looked for {str(base / given)!r})")
+            raise InputError(f"{path}: {missing(name + ':', given, base)}")
     if recipe.model is not None and recipe.model.startswith((".", "/")) and not (base / recipe.model).is_dir():
-        raise InputError(f"{path}: model: there is no directory {str(base / recipe.model)!r}")
+        raise InputError(f"{path}: {missing('model:', recipe.model, base)}")
     return recipe
 
 

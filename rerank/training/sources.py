@@ -25,7 +25,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, FiniteFloat,
 
 from rerank.data import Corpus, Dataset, Run, load_dataset, read_corpus, read_lists, read_queries, read_run
 from rerank.data.beir import is_beir
-from rerank.data.files import filled_lines, read_lines
+from rerank.data.files import filled_lines, nearby, read_lines
 from rerank.errors import InputError, UnknownNameError
 from rerank.types import Candidates, Passage, Query
 
@@ -135,7 +135,7 @@ class Source(BaseModel):
             files.append(self.run)
         for name in files:
             if not (base / name).exists():
-                raise InputError(_missing("file", name, base))
+                raise InputError(missing("the file", name, base))
 
 
 def read_pools(source: Source, base: Path) -> list[Pool]:
@@ -347,14 +347,14 @@ def _require_dataset(spec: str, base: Path) -> None:
     if not colon:
         folder, _, split = spec.rstrip("/").rpartition("/")
     if not is_beir(base / folder):
-        raise InputError(_missing("dataset", spec, base))
+        raise InputError(missing("the dataset", folder if colon else spec, base))
     splits = {file.name.partition(".")[0] for file in (base / folder).glob("qrels/*.tsv*")}
     if split not in splits:
         raise UnknownNameError(f"split of {folder}", split, splits)
 
 
-def _missing(what: str, name: str, base: Path) -> str:
-    return (
-        f"the {what} {name!r} is not there (looked for {str(base / name)!r}); "
-        "paths in a recipe are relative to the recipe's folder"
-    )
+def missing(what: str, given: str, base: Path) -> str:
+    """What an error says of a recipe's path that leads nowhere; `what` it is, or its key."""
+    path = base / given
+    advice = nearby(path, given) or "; paths in a recipe are relative to the recipe's folder"
+    return f"{what} {given!r} is not there (looked for {str(path)!r}){advice}"
