@@ -186,15 +186,15 @@ async def _aside(body: bytes, read: Callable[[], T]) -> T:
 
 
 def _read_rerank(service: Service, body: bytes, client: str, http: Request) -> tuple[Order, RerankForm]:
-    form = parsed(RerankForm, body)
+    form = parsed(RerankForm, body, service.limits)
     served = service.catalogue.find(form.model)
-    fields = form.rank_fields or ["text"]
+    fields = [*dict.fromkeys(form.rank_fields or ["text"])]
     texts = [each if isinstance(each, str) else _text(each, fields) for each in form.documents]
     return _order(service, served, form.query, texts, client, http, form.max_tokens_per_doc), form
 
 
 def _read_embeddings(service: Service, body: bytes, client: str, http: Request) -> tuple[Order, EmbeddingsForm]:
-    form = parsed(EmbeddingsForm, body)
+    form = parsed(EmbeddingsForm, body, service.limits)
     return _order(service, service.catalogue.find(None), form.query, form.texts, client, http), form
 
 

@@ -136,10 +136,6 @@ class Service:
 
     def read(self, served: Served, texts: Sequence[str | None]) -> list[Document]:
         """The documents' texts as the ranker will see them; None for a document that has none."""
-        if len(texts) > self.limits.documents:
-            raise Failure(
-                413, "too_large", f"{len(texts):,} documents are more than {self.limits.documents:,}; send fewer"
-            )
         return [self._document(served, text or "") for text in texts]
 
     def _document(self, served: Served, text: str) -> Document:
