@@ -172,6 +172,19 @@ def test_a_field_of_a_document_is_read_once() -> None:
     assert seen == ["two\none"]
 
 
+def test_a_field_that_is_no_text_is_read_as_json_in_its_own_letters() -> None:
+    seen = []
+
+    def script(call: Call) -> list[float]:
+        seen.append(call.dialogue.passages[0].text)
+        return [0.0, 0.0]
+
+    with TestClient(create_app(service(word_ranker(script)))) as client:
+        sent = body(documents=[{"tags": ["跳蚤", "é"], "n": 3}], rank_fields=["tags", "n"])
+        assert client.post("/v1/rerank", json=sent).status_code == 200
+    assert seen == ['["跳蚤", "é"]\n3']
+
+
 def test_fifty_megabytes_are_refused() -> None:
     with running(service()) as here:
         answer = HTTP.post(f"{here.url}/v1/rerank", content=b"x" * 50_000_000)

@@ -201,7 +201,8 @@ def _read_embeddings(service: Service, body: bytes, client: str, http: Request) 
 def _text(document: Mapping[str, object], fields: Sequence[str]) -> str | None:
     """The fields that are there, a line each; what is no text as JSON. None where there is none of them."""
     found = [document[name] for name in fields if document.get(name) is not None]
-    return "\n".join(each if isinstance(each, str) else json.dumps(each) for each in found) if found else None
+    texts = (each if isinstance(each, str) else json.dumps(each, ensure_ascii=False) for each in found)
+    return "\n".join(texts) if found else None
 
 
 def _order(
