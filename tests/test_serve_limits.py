@@ -28,6 +28,8 @@ from service import (
     until,
     word_ranker,
 )
+from starlette.applications import Starlette
+from starlette.routing import Mount
 from starlette.testclient import TestClient
 
 import rerank
@@ -335,6 +337,19 @@ def test_metrics_count_what_happened() -> None:
     ):
         assert line in text
     assert 'rerank_tokens_total{kind="prompt",model="words"}' in text
+
+
+def test_under_a_path_of_another_application_routes_have_their_names(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "rerank")
+    made = service()
+    outer = Starlette(routes=[Mount("/inner", create_app(made))])
+    with TestClient(outer) as client:
+        assert client.post("/inner/v1/rerank", json=body()).status_code == 200
+        assert client.get("/inner/health").status_code == 200
+    assert [vars(record)["fields"]["route"] for record in caplog.records] == ["/v1/rerank"]  # probes are not logged
+    text = made.metrics.text().decode()
+    assert 'rerank_requests_total{route="/v1/rerank",status="200"} 1.0' in text
+    assert 'rerank_requests_total{route="/health",status="200"} 1.0' in text
 
 
 def test_two_rankers_need_two_names() -> None:

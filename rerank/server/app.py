@@ -332,7 +332,8 @@ class _Watch:
                 await Failure(500, "internal", message).response(request_id)(scope, receive, sent)
         finally:
             seconds = time.perf_counter() - started
-            route = scope["path"] if scope["path"] in _ROUTES else "other"
+            path = scope["path"].removeprefix(scope.get("root_path", ""))  # where it is a part of another application
+            route = path if path in _ROUTES else "other"
             self._service.metrics.answered(route, status, seconds)
             line = {"request_id": request_id, "route": route, "status": status, "seconds": round(seconds, 4)}
             if route not in _QUIET or status >= 400:
