@@ -34,8 +34,9 @@ from starlette.testclient import TestClient
 
 import rerank
 from rerank.backbones import ScriptedBackbone
+from rerank.backbones.base import Prepared
 from rerank.calls import Call
-from rerank.errors import BackboneError, InputError
+from rerank.errors import BackboneError, CapabilityError, InputError
 from rerank.server import Limits, Served, Service, create_app
 from rerank.server.keys import Keys, from_environment, from_file
 
@@ -219,6 +220,22 @@ def test_an_engine_that_fails_for_one_does_not_fail_the_others() -> None:
     assert_refused(broken, 503, "engine", "ask again later", retry=True)
     assert_refused(bug, 500, "internal", "this is a bug")
     assert "out of memory" not in broken.text
+
+
+def test_an_engine_that_counts_no_tokens_says_which_field_to_leave_out() -> None:
+    """As a chat behind another server, whose tokenizer is not here."""
+
+    class Uncounted(ScriptedBackbone):
+        def prepare(self, call: Call) -> Prepared:
+            if call.dialogue.passage_tokens is not None:
+                raise CapabilityError("passage_tokens needs the model's tokenizer")
+            return ScriptedBackbone.prepare(self, call)
+
+    ranker = rerank.load("pointwise", prompt="pointwise-yes-no", backbone=Uncounted(overlap))
+    with TestClient(create_app(service(ranker))) as client:
+        refused = client.post("/v2/rerank", json=body(max_tokens_per_doc=9))
+        assert_refused(refused, 422, "invalid", "the model's tokenizer; leave max_tokens_per_doc out")
+        assert client.post("/v2/rerank", json=body()).status_code == 200
 
 
 def test_keys_are_asked_for(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from rerank.errors import BusyError, CancelledError, InputError, RerankError
+from rerank.errors import BusyError, CancelledError, CapabilityError, InputError, RerankError
 from rerank.merging import Batch, Merged, Merger
 from rerank.server import logs
 from rerank.server.bodies import DocumentOutcome
@@ -201,12 +201,14 @@ class Service:
             raise Failure(503, "busy", f"{error}; ask again later", retry_after_s=self._wait_s()) from error
         except InputError as error:
             raise Failure(422, "invalid", str(error)) from error
+        except CapabilityError as error:
+            if order.passage_tokens is None:
+                raise self._engine_failed(order, error) from error
+            raise Failure(422, "invalid", f"{error}; leave max_tokens_per_doc out") from error
         except CancelledError:
             pass
         except RerankError as error:
-            logs.event("engine failed", {"request_id": order.request_id, "error": str(error)}, level=logging.ERROR)
-            message = "the engine that computes the ranking failed; ask again later"
-            raise Failure(503, "engine", message, retry_after_s=self._wait_s()) from error
+            raise self._engine_failed(order, error) from error
         finally:
             for task in waiting:
                 task.cancel()
@@ -217,6 +219,11 @@ class Service:
             raise Failure(503, "shutting_down", message, retry_after_s=5)
         message = f"no ranking within {self.limits.timeout_s:g} s; send fewer documents, or ask again later"
         raise Failure(503, "timeout", message, retry_after_s=self._wait_s())
+
+    def _engine_failed(self, order: Order, error: RerankError) -> Failure:
+        logs.event("engine failed", {"request_id": order.request_id, "error": str(error)}, level=logging.ERROR)
+        message = "the engine that computes the ranking failed; ask again later"
+        return Failure(503, "engine", message, retry_after_s=self._wait_s())
 
     @staticmethod
     def _checked(merged: Merged) -> Merged:
