@@ -323,6 +323,12 @@ def test_the_service_ends_when_all_that_it_took_is_answered() -> None:
         HTTP.get(here.url)
 
 
+def test_an_application_is_asked_in_one_event_loop_after_another() -> None:
+    """As by a TestClient that is not entered, which has a loop for each request."""
+    client = TestClient(create_app(service()))
+    assert [client.post("/v1/rerank", json=body()).status_code for _ in range(2)] == [200, 200]
+
+
 def test_a_service_that_cannot_finish_gives_up_after_its_time() -> None:
     gate = Gate()
     here = Running(service(word_ranker(gate), shutdown_s=0.1, timeout_s=WAIT_S))
