@@ -264,6 +264,14 @@ def test_keys_are_asked_for(tmp_path: Path) -> None:
     assert SECRET not in repr(keys)
 
 
+def test_a_key_is_its_bytes_whatever_its_letters() -> None:
+    key = "schlüssel-clé-voilà"  # whose last byte alone would be white space
+    with TestClient(create_app(service(keys=from_environment(key)))) as client:
+        for given, status in ((key, 200), (key[:-1], 401)):
+            headers = {"Authorization": f"Bearer {given}".encode()}
+            assert client.get("/v1/models", headers=headers).status_code == status
+
+
 def test_a_file_with_a_plain_key_is_refused_and_not_repeated(tmp_path: Path) -> None:
     file = tmp_path / "keys.txt"
     file.write_text(f"team {SECRET}\n")
