@@ -7,9 +7,11 @@ import hashlib
 import json
 import logging
 import socket
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import httpx
 import pytest
@@ -80,6 +82,18 @@ def test_a_body_is_not_read_into_memory_beyond_its_limit() -> None:
     with running(service(body_bytes=10_000)) as here:
         assert_refused(HTTP.post(f"{here.url}/v2/rerank", content=parts()), 413, "too_large", "10,000 bytes")
         assert_refused(HTTP.post(f"{here.url}/v2/rerank", content=b"x" * 40_000), 413, "too_large", "10,000 bytes")
+
+
+@pytest.mark.parametrize("line", [b"a" * 1000, b"a: b\r\n" * 200])
+def test_a_head_without_an_end_is_given_up(line: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whichever parsers are installed."""
+    monkeypatch.setitem(sys.modules, "httptools", ModuleType("httptools"))
+    monkeypatch.delitem(sys.modules, "uvicorn.protocols.http.auto", raising=False)
+    monkeypatch.delitem(sys.modules, "uvicorn.protocols.http.httptools_impl", raising=False)
+    with running(service()) as here, raw(here.port, "GET /health HTTP/1.1\nHost: x\n", b"a: ") as endless:
+        with pytest.raises(OSError, match=r"reset|[Bb]roken"):
+            endless.sendall(line * 50_000)
+        assert HTTP.get(f"{here.url}/health").status_code == 200
 
 
 def raw(port: int, head: str, content: bytes = b"") -> socket.socket:
