@@ -196,7 +196,7 @@ class Merger:
         for item in left:
             self._answer([item], started)
 
-    def _rank(self, batch: Sequence[_Waiting], started: float) -> BaseException | None:
+    def _rank(self, batch: Sequence[_Waiting], started: float) -> Exception | None:
         """Hands out the rankings as they come. Returns what the engine broke down with."""
         under_way: deque[_Waiting] = deque()
 
@@ -212,6 +212,10 @@ class Merger:
                 own = replace(ranking, query=item.request.query)
                 with suppress(InvalidStateError):  # cancelled
                     item.future.set_result(Merged(own, started - item.arrived, len(batch)))
-        except BaseException as error:  # whatever it is, callers wait for it, and the next batch for this thread
+        except Exception as error:
             return error
+        except BaseException as error:  # callers wait for this too, but in their event loop it would end the loop
+            broken = RuntimeError(f"the ranker ended with {error!r}")
+            broken.__cause__ = error
+            return broken
         return RuntimeError(f"the ranker left {len(under_way)} requests without a ranking") if under_way else None

@@ -236,6 +236,17 @@ def test_an_engine_that_fails_for_one_does_not_fail_the_others() -> None:
     assert "out of memory" not in broken.text
 
 
+def test_an_engine_that_ends_its_thread_does_not_end_the_service() -> None:
+    def script(call: Call) -> list[float]:
+        if call.dialogue.query.text == "end":
+            raise SystemExit(1)
+        return overlap(call)
+
+    with running(service(word_ranker(script))) as here:
+        assert_refused(post(here, "end"), 500, "internal", "this is a bug")
+        assert post(here, "good").status_code == 200
+
+
 def test_an_engine_that_counts_no_tokens_says_which_field_to_leave_out() -> None:
     """As a chat behind another server, whose tokenizer is not here."""
 
