@@ -70,8 +70,8 @@ _Clients = OrderedDict[str, deque[_Waiting]]
 
 
 class Merger:
-    """`max_requests` and `max_documents` bound what waits, None for no bound. A batch has at most `batch_documents`, or
-    one request. `on_batch` is called after every batch, in the thread that ranks."""
+    """`max_requests` and `max_documents`, or one request, bound what waits, None for no bound. A batch has at most
+    `batch_documents`, or one request. `on_batch` is called after every batch, in the thread that ranks."""
 
     def __init__(
         self,
@@ -123,7 +123,9 @@ class Merger:
     def _check_room(self, documents: int) -> None:
         if self._max_requests is not None and self._requests >= self._max_requests:
             raise BusyError(f"{self._requests} requests wait already, and no more may")
-        if self._max_documents is not None and self._documents + documents > self._max_documents:
+        # one that is larger than the whole queue waits alone: it could never come in otherwise
+        most = self._max_documents if self._requests else None
+        if most is not None and self._documents + documents > most:
             raise BusyError(f"{self._documents} documents wait already, and {documents} more are too many")
 
     def _count(self, item: _Waiting, sign: int) -> None:
@@ -194,7 +196,7 @@ class Merger:
         for item in left:
             self._answer([item], started)
 
-    def _rank(self, batch: Sequence[_Waiting], started: float) -> BaseException | None:
+    def _rank(self, batch: Sequence[_Waiting], started: float) -> Exception | None:
         """Hands out the rankings as they come. Returns what the engine broke down with."""
         under_way: deque[_Waiting] = deque()
 
@@ -210,6 +212,10 @@ class Merger:
                 own = replace(ranking, query=item.request.query)
                 with suppress(InvalidStateError):  # cancelled
                     item.future.set_result(Merged(own, started - item.arrived, len(batch)))
-        except BaseException as error:  # whatever it is, callers wait for it, and the next batch for this thread
+        except Exception as error:
             return error
+        except BaseException as error:  # callers wait for this too, but in their event loop it would end the loop
+            broken = RuntimeError(f"the ranker ended with {error!r}")
+            broken.__cause__ = error
+            return broken
         return RuntimeError(f"the ranker left {len(under_way)} requests without a ranking") if under_way else None

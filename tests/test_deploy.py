@@ -16,6 +16,8 @@ import pytest
 from packaging.requirements import Requirement
 from serving import ended, serving
 
+from rerank.server import Limits
+
 DEPLOY = Path(__file__).parents[1] / "docs" / "deploy"
 CONTAINER = (DEPLOY / "Containerfile").read_text(encoding="utf-8")
 UNIT = (DEPLOY / "rerank.service").read_text(encoding="utf-8")
@@ -35,6 +37,18 @@ def test_the_container_copies_what_is_there_and_installs_what_the_package_offers
     (extras,) = re.findall(r"/src(\[.*?\])", CONTAINER)
     offered = tomllib.loads((top / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     assert Requirement(f"rerank-llm{extras}").extras <= offered.keys()
+
+
+def test_both_are_given_the_time_to_answer_what_they_took() -> None:
+    (container,) = re.findall(r"^# podman run .*--stop-timeout (\d+) ", CONTAINER, flags=re.MULTILINE)
+    (unit,) = re.findall(r"^TimeoutStopSec=(\d+)$", UNIT, flags=re.MULTILINE)
+    assert min(int(container), int(unit)) > Limits().shutdown_s
+
+
+def test_the_container_is_built_in_the_format_that_has_health_checks() -> None:
+    (build,) = re.findall(r"^# podman (build .*)$", CONTAINER, flags=re.MULTILINE)
+    assert "HEALTHCHECK" in CONTAINER
+    assert build.startswith("build --format docker ")  # OCI's has none
 
 
 @pytest.mark.model

@@ -91,6 +91,12 @@ def test_a_query_that_cannot_be_asked() -> None:
     assert "is empty" in kept[0].meta["rerank_error"]
 
 
+def test_an_error_of_a_ranker_before_is_not_the_next_ones() -> None:
+    ranker = RerankRanker(word_ranker(), on_error="keep")
+    found = ranker.run(QUERY, ranker.run(" ", documents())["documents"])["documents"]
+    assert found[0].meta == {"page": 2, "rerank_outcomes": "4 clean"}
+
+
 def test_a_pipeline_is_written_and_read(tiny_model: Path) -> None:
     small = {"model": str(tiny_model), "device": "cpu", "dtype": "float32", "prompt": "pointwise-yes-no"}
     made = pipeline(RerankRanker("pointwise", options={"passage_tokens": 6}, top_k=2, on_error="keep", **small))

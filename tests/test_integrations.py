@@ -98,6 +98,14 @@ def test_a_failed_ranking_keeps_the_given_order(tiny_model: Path) -> None:
         assert "shorten the query" in notes["rerank_error"]
 
 
+def test_notes_are_of_the_last_ranker_alone() -> None:
+    given = RankerArguments(ranker=word_ranker(), on_error="keep")
+    failed, ranked = given.ordered(" ", documents()), given.ordered(QUERY, documents())
+    metadata = failed.noted({"page": 1}, failed.lines[0])
+    assert {"page", "rerank_error", "rerank_outcomes"} == metadata.keys()
+    assert ranked.noted(metadata, ranked.lines[0]) == {"page": 1, "rerank_outcomes": "4 clean"}
+
+
 def test_an_engine_that_breaks_down_is_no_querys_error() -> None:
     def script(call: Call) -> list[float]:
         raise ZeroDivisionError("broken")

@@ -69,6 +69,18 @@ def test_in_a_row_of_compressors() -> None:
     assert [document.id for document in behind(DocumentCompressorPipeline(transformers=row)).invoke(QUERY)] == ORDER[:2]
 
 
+def test_notes_of_a_ranker_before_are_not_the_next_ones() -> None:
+    """Of one that failed, its error; of a document without text, its score."""
+    rankers = [RerankCompressor(ranker=word_ranker(), on_error="keep") for _ in range(2)]
+    scored = [*documents(), Document("", metadata={"relevance_score": 9.0})]
+    kept = rankers[0].compress_documents(scored, " ")
+    assert all("rerank_error" in document.metadata for document in kept)
+    found = rankers[1].compress_documents(kept, QUERY)
+    assert [document.id for document in found] == [*ORDER, None]
+    assert found[0].metadata == {"page": 2, "relevance_score": 5.0, "rerank_outcomes": "4 clean"}
+    assert found[-1].metadata == {"rerank_outcomes": "empty"}
+
+
 def test_what_was_given_stays_as_it_was() -> None:
     given = documents()
     RerankCompressor(ranker=word_ranker()).compress_documents(given, QUERY)

@@ -108,6 +108,14 @@ def test_a_query_that_cannot_be_asked() -> None:
     assert "rerank_error" not in kept[0].node.get_content(MetadataMode.LLM)
 
 
+def test_an_error_of_a_ranker_before_is_not_the_next_ones() -> None:
+    reader = RerankPostprocessor(ranker=word_ranker(), on_error="keep")
+    kept = reader.postprocess_nodes(scored(), query_str=" ")
+    found = reader.postprocess_nodes(kept, query_str=QUERY)
+    assert found[0].metadata == {"page": 2, "rerank_outcomes": "4 clean"}
+    assert "rerank_error" in kept[0].metadata
+
+
 def test_the_instrumentation_is_told() -> None:
     told: list[tuple[str, int]] = []
 

@@ -183,6 +183,18 @@ def test_a_full_queue_says_so() -> None:
     assert [future.result(WAIT_S).ranking.query.text for future in [first, *waiting]] == ["held", "a", "e"]
 
 
+def test_one_that_is_larger_than_the_queue_waits_alone() -> None:
+    ranker = Held()
+    merger = Merger(max_documents=3)
+    first = merger.submit(ranker, request("held"))
+    assert ranker.begun.wait(WAIT_S)
+    large = merger.submit(ranker, request("large", 4))
+    with pytest.raises(BusyError, match="4 documents wait already, and 1 more are too many"):
+        merger.submit(ranker, request("small", 1))
+    ranker.release.set()
+    assert [len(future.result(WAIT_S).ranking) for future in (first, large)] == [len(request("held")), 4]
+
+
 def test_who_is_cancelled_frees_what_has_not_begun() -> None:
     ranker, merger = Held(), Merger()
 

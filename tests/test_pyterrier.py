@@ -12,6 +12,8 @@ import pytest
 from service import FLEAS, QUERY, word_ranker
 
 import rerank
+from rerank.backbones import ScriptedBackbone
+from rerank.calls import Call
 from rerank.data.bm25 import BM25
 from rerank.errors import InputError
 from rerank.integrations.pyterrier import RerankTransformer
@@ -94,7 +96,9 @@ def test_what_was_given_stays_as_it_was() -> None:
 def test_rows_that_are_none_empty_or_equal() -> None:
     transformer = RerankTransformer(word_ranker())
     assert len(transformer(results().head(0))) == 0
-    found = transformer(pd.concat([results("", "a cat", None, "long"), results("a cat")]).assign(query="cat"))
+    found = transformer(
+        pd.concat([results("", "a cat", None, "long"), results("a cat")]).assign(query="cat", rank=range(5))
+    )
     assert list(found["docno"]) == ["d1", "d0", "d3", "d0", "d2"]
     assert list(found["score"]) == [1.0, 1.0, 0.0, -1.0, -2.0]
     assert list(found["rank"]) == [0, 1, 2, 3, 4]
@@ -106,6 +110,23 @@ def test_rows_of_a_query_need_not_be_together() -> None:
     assert of(found, "q1") == ["d2", "d1", "d0", "d3"]
     assert of(found, "q2")[0] == "d3"
     assert list(found["qid"]) == ["q1"] * 4 + ["q2"] * 4
+
+
+def test_the_given_order_is_the_ranks_or_the_scores_and_not_that_of_the_rows() -> None:
+    """As the operators of PyTerrier give ranks anew, and leave the rows where they are."""
+    rows = results("c", "a", "b").assign(score=[1.0, 3.0, 2.0])
+    ranked = pt.model.add_ranks(rows.copy())
+    assert list(ranked["text"]) == ["c", "a", "b"]
+    for given in (ranked, rows.drop(columns="rank")):
+        seen: list[list[str]] = []
+
+        def script(call: Call, seen: list[list[str]] = seen) -> str:
+            seen.append([passage.text for passage in call.dialogue.passages])
+            return "[1] > [2] > [3]"
+
+        transformer = RerankTransformer(rerank.load("listwise", backbone=ScriptedBackbone(script)))
+        assert list(transformer(given)["text"]) == ["a", "b", "c"]
+        assert seen == [["a", "b", "c"]]
 
 
 def test_a_query_that_cannot_be_asked() -> None:

@@ -140,6 +140,51 @@ def test_many_documents_are_refused_before_anything_is_done_with_them(client: Te
     assert (answer.status_code, answer.json()["error_type"]) == (413, "too_large")
 
 
+@pytest.mark.parametrize(
+    ("path", "sent", "status", "text"),
+    [
+        ("/v1/rerank", body(documents=[1] * 5000), 413, "5,000 documents are more than 1,000"),
+        ("/rerank", {"query": "q", "texts": [None] * 5000}, 413, "5,000 documents are more than 1,000"),
+        ("/v1/rerank", {f"x{i}": 1 for i in range(5000)}, 422, "(and 4999 more)"),
+        ("/v1/rerank", body(rank_fields=[1] * 5000), 422, "rank_fields: List should have at most 64 items"),
+    ],
+)
+def test_what_is_wrong_a_thousand_times_is_found_once(
+    client: TestClient, path: str, sent: dict[str, object], status: int, text: str
+) -> None:
+    """An error for each of a body's items would take a thousand times its size."""
+    answer = client.post(path, json=sent)
+    assert answer.status_code == status
+    assert text in answer.json()["message"]
+
+
+def test_a_field_of_a_document_is_read_once() -> None:
+    """A short list of names must not make a long text of a document that is within the limits."""
+    seen = []
+
+    def script(call: Call) -> list[float]:
+        seen.append(call.dialogue.passages[0].text)
+        return [0.0, 0.0]
+
+    with TestClient(create_app(service(word_ranker(script)))) as client:
+        sent = body(documents=[{"b": "one", "a": "two"}], rank_fields=["a", "b", "a", "b"])
+        assert client.post("/v1/rerank", json=sent).status_code == 200
+    assert seen == ["two\none"]
+
+
+def test_a_field_that_is_no_text_is_read_as_json_in_its_own_letters() -> None:
+    seen = []
+
+    def script(call: Call) -> list[float]:
+        seen.append(call.dialogue.passages[0].text)
+        return [0.0, 0.0]
+
+    with TestClient(create_app(service(word_ranker(script)))) as client:
+        sent = body(documents=[{"tags": ["跳蚤", "é"], "n": 3}], rank_fields=["tags", "n"])
+        assert client.post("/v1/rerank", json=sent).status_code == 200
+    assert seen == ['["跳蚤", "é"]\n3']
+
+
 def test_fifty_megabytes_are_refused() -> None:
     with running(service()) as here:
         answer = HTTP.post(f"{here.url}/v1/rerank", content=b"x" * 50_000_000)

@@ -7,9 +7,11 @@ import hashlib
 import json
 import logging
 import socket
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import httpx
 import pytest
@@ -28,12 +30,15 @@ from service import (
     until,
     word_ranker,
 )
+from starlette.applications import Starlette
+from starlette.routing import Mount
 from starlette.testclient import TestClient
 
 import rerank
 from rerank.backbones import ScriptedBackbone
+from rerank.backbones.base import Prepared
 from rerank.calls import Call
-from rerank.errors import BackboneError, InputError
+from rerank.errors import BackboneError, CapabilityError, InputError
 from rerank.server import Limits, Served, Service, create_app
 from rerank.server.keys import Keys, from_environment, from_file
 
@@ -77,6 +82,18 @@ def test_a_body_is_not_read_into_memory_beyond_its_limit() -> None:
     with running(service(body_bytes=10_000)) as here:
         assert_refused(HTTP.post(f"{here.url}/v2/rerank", content=parts()), 413, "too_large", "10,000 bytes")
         assert_refused(HTTP.post(f"{here.url}/v2/rerank", content=b"x" * 40_000), 413, "too_large", "10,000 bytes")
+
+
+@pytest.mark.parametrize("line", [b"a" * 1000, b"a: b\r\n" * 200])
+def test_a_head_without_an_end_is_given_up(line: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whichever parsers are installed."""
+    monkeypatch.setitem(sys.modules, "httptools", ModuleType("httptools"))
+    monkeypatch.delitem(sys.modules, "uvicorn.protocols.http.auto", raising=False)
+    monkeypatch.delitem(sys.modules, "uvicorn.protocols.http.httptools_impl", raising=False)
+    with running(service()) as here, raw(here.port, "GET /health HTTP/1.1\nHost: x\n", b"a: ") as endless:
+        with pytest.raises(OSError, match=r"reset|[Bb]roken"):
+            endless.sendall(line * 50_000)
+        assert HTTP.get(f"{here.url}/health").status_code == 200
 
 
 def raw(port: int, head: str, content: bytes = b"") -> socket.socket:
@@ -219,6 +236,33 @@ def test_an_engine_that_fails_for_one_does_not_fail_the_others() -> None:
     assert "out of memory" not in broken.text
 
 
+def test_an_engine_that_ends_its_thread_does_not_end_the_service() -> None:
+    def script(call: Call) -> list[float]:
+        if call.dialogue.query.text == "end":
+            raise SystemExit(1)
+        return overlap(call)
+
+    with running(service(word_ranker(script))) as here:
+        assert_refused(post(here, "end"), 500, "internal", "this is a bug")
+        assert post(here, "good").status_code == 200
+
+
+def test_an_engine_that_counts_no_tokens_says_which_field_to_leave_out() -> None:
+    """As a chat behind another server, whose tokenizer is not here."""
+
+    class Uncounted(ScriptedBackbone):
+        def prepare(self, call: Call) -> Prepared:
+            if call.dialogue.passage_tokens is not None:
+                raise CapabilityError("passage_tokens needs the model's tokenizer")
+            return ScriptedBackbone.prepare(self, call)
+
+    ranker = rerank.load("pointwise", prompt="pointwise-yes-no", backbone=Uncounted(overlap))
+    with TestClient(create_app(service(ranker))) as client:
+        refused = client.post("/v2/rerank", json=body(max_tokens_per_doc=9))
+        assert_refused(refused, 422, "invalid", "the model's tokenizer; leave max_tokens_per_doc out")
+        assert client.post("/v2/rerank", json=body()).status_code == 200
+
+
 def test_keys_are_asked_for(tmp_path: Path) -> None:
     file = tmp_path / "keys.txt"
     file.write_text(f"# ours\n\nteam {hashlib.sha256(SECRET.encode()).hexdigest()}\n")
@@ -243,6 +287,14 @@ def test_keys_are_asked_for(tmp_path: Path) -> None:
         assert client.get("/health").status_code == 200
         assert client.get("/openapi.json").json()["security"] == [{"key": []}]
     assert SECRET not in repr(keys)
+
+
+def test_a_key_is_its_bytes_whatever_its_letters() -> None:
+    key = "schlüssel-clé-voilà"  # whose last byte alone would be white space
+    with TestClient(create_app(service(keys=from_environment(key)))) as client:
+        for given, status in ((key, 200), (key[:-1], 401)):
+            headers = {"Authorization": f"Bearer {given}".encode()}
+            assert client.get("/v1/models", headers=headers).status_code == status
 
 
 def test_a_file_with_a_plain_key_is_refused_and_not_repeated(tmp_path: Path) -> None:
@@ -304,6 +356,12 @@ def test_the_service_ends_when_all_that_it_took_is_answered() -> None:
         HTTP.get(here.url)
 
 
+def test_an_application_is_asked_in_one_event_loop_after_another() -> None:
+    """As by a TestClient that is not entered, which has a loop for each request."""
+    client = TestClient(create_app(service()))
+    assert [client.post("/v1/rerank", json=body()).status_code for _ in range(2)] == [200, 200]
+
+
 def test_a_service_that_cannot_finish_gives_up_after_its_time() -> None:
     gate = Gate()
     here = Running(service(word_ranker(gate), shutdown_s=0.1, timeout_s=WAIT_S))
@@ -335,6 +393,19 @@ def test_metrics_count_what_happened() -> None:
     ):
         assert line in text
     assert 'rerank_tokens_total{kind="prompt",model="words"}' in text
+
+
+def test_under_a_path_of_another_application_routes_have_their_names(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "rerank")
+    made = service()
+    outer = Starlette(routes=[Mount("/inner", create_app(made))])
+    with TestClient(outer) as client:
+        assert client.post("/inner/v1/rerank", json=body()).status_code == 200
+        assert client.get("/inner/health").status_code == 200
+    assert [vars(record)["fields"]["route"] for record in caplog.records] == ["/v1/rerank"]  # probes are not logged
+    text = made.metrics.text().decode()
+    assert 'rerank_requests_total{route="/v1/rerank",status="200"} 1.0' in text
+    assert 'rerank_requests_total{route="/health",status="200"} 1.0' in text
 
 
 def test_two_rankers_need_two_names() -> None:

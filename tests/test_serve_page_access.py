@@ -52,10 +52,17 @@ def test_a_key_is_asked_for_and_kept_in_the_tab_alone(browser: Browser) -> None:
         kept = page.evaluate("[{...localStorage}, {...sessionStorage}, document.cookie]")
         assert kept == [{}, {"rerank-key": SECRET}, ""]
         assert not [url for url in seen.asked if SECRET in url]
+        is_loaded(page)
         page.get_by_role("button", name="Forget the key").click()
         assert page.evaluate("sessionStorage.length") == 0
         ask(page)
         expect(alert).to_have_text("The service wants an API key.")
+        key.fill(SECRET)
+        with page.expect_response("**/v1/samples"):
+            page.keyboard.press("Enter")
+        rank(page)
+        expect(page.get_by_role("status")).to_contain_text("words ranked")
+        is_loaded(page)  # the samples once, not again for another key
 
 
 def test_what_is_wrong_is_said_in_a_sentence(browser: Browser) -> None:

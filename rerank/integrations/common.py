@@ -63,6 +63,10 @@ class Order:
     outcomes: Outcomes = Outcomes()
     error: RerankError | None = None
 
+    def noted(self, metadata: Mapping[str, object], line: Line) -> dict[str, object]:
+        """The metadata with `notes`, without the error of a ranker before this one."""
+        return {**{name: value for name, value in metadata.items() if name != "rerank_error"}, **self.notes(line)}
+
     def notes(self, line: Line) -> dict[str, str]:
         """For a document's metadata: how the answers behind its place could be read, or why it was not ranked."""
         notes = {"rerank_outcomes": "empty" if line.empty else str(self.outcomes)}

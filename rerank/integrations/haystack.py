@@ -106,7 +106,7 @@ def _reordered(
     found = []
     for line in order.lines[:top_k]:
         document = documents[line.index]
-        found.append(replace(document, score=line.score, meta={**document.meta, **order.notes(line)}))
+        found.append(replace(document, score=line.score, meta=order.noted(document.meta, line)))
     return {"documents": found}
 
 

@@ -43,8 +43,11 @@ class RerankCompressor(RankerArguments, BaseDocumentCompressor):  # type: ignore
         found = []
         for line in order.lines[: self.top_n]:
             document = documents[line.index]
-            score = {} if line.score is None else {"relevance_score": line.score}
-            metadata = {**document.metadata, **score, **order.notes(line)}
+            metadata = order.noted(document.metadata, line)
+            if line.score is not None:
+                metadata["relevance_score"] = line.score
+            elif line.empty:
+                metadata.pop("relevance_score", None)  # of a ranker before this one
             found.append(document.model_copy(update={"metadata": metadata}))
         return found
 

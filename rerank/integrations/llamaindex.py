@@ -69,7 +69,7 @@ class RerankPostprocessor(RankerArguments, BaseNodePostprocessor):  # type: igno
         for line in order.lines[: self.top_n]:
             node, notes = nodes[line.index].node, order.notes(line)
             changed = {
-                "metadata": {**node.metadata, **notes},
+                "metadata": order.noted(node.metadata, line),
                 "excluded_llm_metadata_keys": _with(node.excluded_llm_metadata_keys, notes),
                 "excluded_embed_metadata_keys": _with(node.excluded_embed_metadata_keys, notes),
             }

@@ -20,7 +20,8 @@ except ImportError as missing:
 class RerankTransformer(pt.Transformer):  # type: ignore[misc]  # its types are not read
     """Queries' results in the ranker's order, with its `score` and the `rank`, from 0; other columns stay as they were.
 
-    It wants the columns qid, query, docno and `text_field`, and takes the column score for the first stage's. All
+    It wants the columns qid, query, docno and `text_field`, and takes the column score for the first stage's. The given
+    order is that of the column rank, or of score where there is none: PyTerrier's operators leave rows as they lie. All
     queries of a frame are one batch. Rows without text come last, 1 below the one before. How many come back is for `%`
     to say. `arguments` are those of `rerank.integrations.common.RankerArguments`; of a query that fails under
     `on_error="keep"` the rows come back as they are, with a warning in the log.
@@ -37,6 +38,7 @@ class RerankTransformer(pt.Transformer):  # type: ignore[misc]  # its types are 
 
     def transform(self, inp: pd.DataFrame) -> pd.DataFrame:
         pt.validate.result_frame(inp, extra_columns=["query", self.text_field])
+        inp = _in_order(inp)
         groups = list(inp.groupby("qid", sort=False).indices.values())
         texts = [text if isinstance(text, str) else "" for text in inp[self.text_field]]
         found = inp["score"].tolist() if "score" in inp.columns else [None] * len(inp)
@@ -51,6 +53,13 @@ class RerankTransformer(pt.Transformer):  # type: ignore[misc]  # its types are 
             ranks += range(pt.model.FIRST_RANK, pt.model.FIRST_RANK + len(order.lines))
         result = inp.iloc[places].reset_index(drop=True)
         return result.assign(score=pd.Series(scores, dtype=float), rank=pd.Series(ranks, dtype=int))
+
+
+def _in_order(frame: pd.DataFrame) -> pd.DataFrame:
+    for column, ascending in (("rank", True), ("score", False)):
+        if column in frame.columns:
+            return frame.sort_values(column, ascending=ascending, kind="stable")
+    return frame
 
 
 def _descending(lines: Sequence[Line]) -> list[float]:

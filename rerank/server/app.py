@@ -186,22 +186,23 @@ async def _aside(body: bytes, read: Callable[[], T]) -> T:
 
 
 def _read_rerank(service: Service, body: bytes, client: str, http: Request) -> tuple[Order, RerankForm]:
-    form = parsed(RerankForm, body)
+    form = parsed(RerankForm, body, service.limits)
     served = service.catalogue.find(form.model)
-    fields = form.rank_fields or ["text"]
+    fields = [*dict.fromkeys(form.rank_fields or ["text"])]
     texts = [each if isinstance(each, str) else _text(each, fields) for each in form.documents]
     return _order(service, served, form.query, texts, client, http, form.max_tokens_per_doc), form
 
 
 def _read_embeddings(service: Service, body: bytes, client: str, http: Request) -> tuple[Order, EmbeddingsForm]:
-    form = parsed(EmbeddingsForm, body)
+    form = parsed(EmbeddingsForm, body, service.limits)
     return _order(service, service.catalogue.find(None), form.query, form.texts, client, http), form
 
 
 def _text(document: Mapping[str, object], fields: Sequence[str]) -> str | None:
     """The fields that are there, a line each; what is no text as JSON. None where there is none of them."""
     found = [document[name] for name in fields if document.get(name) is not None]
-    return "\n".join(each if isinstance(each, str) else json.dumps(each) for each in found) if found else None
+    texts = (each if isinstance(each, str) else json.dumps(each, ensure_ascii=False) for each in found)
+    return "\n".join(texts) if found else None
 
 
 def _order(
@@ -331,7 +332,8 @@ class _Watch:
                 await Failure(500, "internal", message).response(request_id)(scope, receive, sent)
         finally:
             seconds = time.perf_counter() - started
-            route = scope["path"] if scope["path"] in _ROUTES else "other"
+            path = scope["path"].removeprefix(scope.get("root_path", ""))  # where it is a part of another application
+            route = path if path in _ROUTES else "other"
             self._service.metrics.answered(route, status, seconds)
             line = {"request_id": request_id, "route": route, "status": status, "seconds": round(seconds, 4)}
             if route not in _QUIET or status >= 400:

@@ -36,7 +36,9 @@ class RerankForm(_Sent):
     )
     top_n: Count | None = Field(default=None, description="how many results; without it all")
     return_documents: bool | None = Field(default=None, description="whether results have their documents")
-    rank_fields: list[str] | None = Field(default=None, min_length=1, description="what is read of an object, in order")
+    rank_fields: list[str] | None = Field(
+        default=None, min_length=1, max_length=64, description="what is read of an object, in order, each once"
+    )
     max_tokens_per_doc: Count | None = Field(default=None, description="the rest of a document is not read")
     max_chunks_per_doc: Count | None = Field(
         default=None, description="a document is one chunk here, so every maximum is kept"

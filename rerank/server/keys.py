@@ -31,10 +31,10 @@ class Keys:
         return bool(self.hashes)
 
     def who(self, authorization: str) -> str | None:
-        """The name of the key in a header `Bearer KEY`; None for no key or a wrong one. All are compared, each in the
-        same time, so that the time says nothing of them."""
+        """The name of the key in a header `Bearer KEY`, of which HTTP has a character for each byte; None for no key or
+        a wrong one. All are compared, each in the same time, so that the time says nothing of them."""
         scheme, _, key = authorization.partition(" ")
-        given = _hash(key.strip().encode("utf-8", "surrogateescape"))
+        given = _hash(key.strip(" \t").encode("latin-1", "replace"))
         found = [name for name, known in self.hashes if hmac.compare_digest(known, given)]
         return found[0] if found and scheme.lower() == "bearer" else None
 

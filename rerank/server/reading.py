@@ -46,10 +46,11 @@ async def read_body(request: Request, limits: Limits) -> bytes:
     return b"".join(parts)
 
 
-def parsed(form: type[Form], body: bytes) -> Form:
-    """Raises Failure: 400 for what is no JSON, 422 for what is no such request."""
+def parsed(form: type[Form], body: bytes, limits: Limits) -> Form:
+    """Raises Failure: 400 for what is no JSON, 413 for too many documents, 422 for what is no such request."""
     try:
         value = json.loads(body.decode("utf-8"), parse_constant=_refused)
+        _check_count(value, limits)  # first, for errors of a million that are wrong would take gigabytes
         value = _clean(value, DEPTH)
     except UnicodeDecodeError as error:
         raise _bad(f"the body is not UTF-8: byte {error.start} is wrong") from None
@@ -57,10 +58,28 @@ def parsed(form: type[Form], body: bytes) -> Form:
         raise _bad(f"the body nests deeper than {DEPTH} levels") from None
     except ValueError as error:  # also a number of thousands of digits
         raise _bad(f"the body is no usable JSON: {str(error)[:200]}") from None
+    _check_names(form, value)
     try:
         return form.model_validate(value)
     except ValidationError as error:
-        raise Failure(422, "invalid", _told(form, error)) from None
+        raise Failure(422, "invalid", _told(error)) from None
+
+
+def _check_count(value: object, limits: Limits) -> None:
+    for name in ("documents", "texts"):
+        given = value.get(name) if isinstance(value, dict) else None
+        if isinstance(given, list) and len(given) > limits.documents:
+            message = f"{len(given):,} documents are more than {limits.documents:,}; send fewer"
+            raise Failure(413, "too_large", message)
+
+
+def _check_names(form: type[BaseModel], value: object) -> None:
+    """Of these too."""
+    unknown = [name for name in value if name not in form.model_fields] if isinstance(value, dict) else []
+    if unknown:
+        more = f" (and {len(unknown) - 1} more)" if len(unknown) > 1 else ""
+        known = ", ".join(form.model_fields)
+        raise Failure(422, "invalid", f"{unknown[0][:200]!r} is unknown; known are {known}{more}")
 
 
 def _bad(message: str) -> Failure:
@@ -86,11 +105,9 @@ def _clean(value: object, depth: int) -> object:
     return value
 
 
-def _told(form: type[BaseModel], error: ValidationError) -> str:
+def _told(error: ValidationError) -> str:
     """The first thing that is wrong, and how many there are."""
     first, *more = error.errors(include_url=False, include_input=False, include_context=False)
     where = ".".join(str(part) for part in first["loc"])[:200]
     message = f"{where}: {first['msg']}" if where else first["msg"]
-    if first["type"] == "extra_forbidden":
-        message = f"{where!r} is unknown; known are {', '.join(form.model_fields)}"
     return f"{message} (and {len(more)} more)" if more else message

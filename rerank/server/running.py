@@ -53,6 +53,7 @@ class ServiceServer(uvicorn.Server):
     def __init__(self, service: Service, on_start: Callable[[], None] | None = None, *, page: bool = True) -> None:
         config = uvicorn.Config(
             create_app(service, page=page),
+            http="h11",  # the other one, taken where it happens to be installed, reads heads without an end into memory
             access_log=False,
             log_config=None,
             lifespan="off",

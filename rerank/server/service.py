@@ -9,8 +9,9 @@ import math
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
-from rerank.errors import BusyError, CancelledError, InputError, RerankError
+from rerank.errors import BusyError, CancelledError, CapabilityError, InputError, RerankError
 from rerank.merging import Batch, Merged, Merger
 from rerank.server import logs
 from rerank.server.bodies import DocumentOutcome
@@ -86,7 +87,9 @@ class Service:
         self._open: Counter[str] = Counter()
         self._idle = asyncio.Event()
         self._idle.set()
-        self._given_up = asyncio.Event()
+        self._given_up = False
+        # each of its request's own loop: an application may be asked in several, one after the other, as tests do
+        self._endings: set[asyncio.Future[None]] = set()
         self._rate: float | None = None  # documents a second
         self._merger = Merger(
             batch_documents=self.limits.batch_documents,
@@ -136,10 +139,6 @@ class Service:
 
     def read(self, served: Served, texts: Sequence[str | None]) -> list[Document]:
         """The documents' texts as the ranker will see them; None for a document that has none."""
-        if len(texts) > self.limits.documents:
-            raise Failure(
-                413, "too_large", f"{len(texts):,} documents are more than {self.limits.documents:,}; send fewer"
-            )
         return [self._document(served, text or "") for text in texts]
 
     def _document(self, served: Served, text: str) -> Document:
@@ -195,8 +194,8 @@ class Service:
     async def _merged(self, order: Order, request: Candidates, gone: Gone) -> Merged:
         ranker = self.catalogue.ranker(order.served, order.passage_tokens)
         asking = asyncio.ensure_future(self._merger.ask(ranker, request, order.client))
-        leaving, ending = asyncio.ensure_future(gone()), asyncio.ensure_future(self._given_up.wait())
-        waiting = {asking, leaving, ending}
+        leaving, ending = asyncio.ensure_future(gone()), self._ending()
+        waiting: tuple[asyncio.Future[Any], ...] = (asking, leaving, ending)
         try:
             done, _ = await asyncio.wait(waiting, timeout=self.limits.timeout_s, return_when=asyncio.FIRST_COMPLETED)
             if asking in done:
@@ -205,13 +204,16 @@ class Service:
             raise Failure(503, "busy", f"{error}; ask again later", retry_after_s=self._wait_s()) from error
         except InputError as error:
             raise Failure(422, "invalid", str(error)) from error
+        except CapabilityError as error:
+            if order.passage_tokens is None:
+                raise self._engine_failed(order, error) from error
+            raise Failure(422, "invalid", f"{error}; leave max_tokens_per_doc out") from error
         except CancelledError:
             pass
         except RerankError as error:
-            logs.event("engine failed", {"request_id": order.request_id, "error": str(error)}, level=logging.ERROR)
-            message = "the engine that computes the ranking failed; ask again later"
-            raise Failure(503, "engine", message, retry_after_s=self._wait_s()) from error
+            raise self._engine_failed(order, error) from error
         finally:
+            self._endings.discard(ending)
             for task in waiting:
                 task.cancel()
         if leaving in done:
@@ -221,6 +223,19 @@ class Service:
             raise Failure(503, "shutting_down", message, retry_after_s=5)
         message = f"no ranking within {self.limits.timeout_s:g} s; send fewer documents, or ask again later"
         raise Failure(503, "timeout", message, retry_after_s=self._wait_s())
+
+    def _ending(self) -> asyncio.Future[None]:
+        """Is done when what is left is given up."""
+        ending: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        if self._given_up:
+            ending.set_result(None)
+        self._endings.add(ending)
+        return ending
+
+    def _engine_failed(self, order: Order, error: RerankError) -> Failure:
+        logs.event("engine failed", {"request_id": order.request_id, "error": str(error)}, level=logging.ERROR)
+        message = "the engine that computes the ranking failed; ask again later"
+        return Failure(503, "engine", message, retry_after_s=self._wait_s())
 
     @staticmethod
     def _checked(merged: Merged) -> Merged:
@@ -248,6 +263,9 @@ class Service:
             async with asyncio.timeout(self.limits.shutdown_s):
                 await self._idle.wait()
         except TimeoutError:
-            self._given_up.set()
+            self._given_up = True
+            for ending in self._endings:
+                if not ending.done():
+                    ending.set_result(None)
             return False
         return True

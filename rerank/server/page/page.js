@@ -152,6 +152,7 @@ async function load() {
     $("ranker").replaceChildren(...options());
     $("other").replaceChildren(option("", "no other"), ...options());
     const samples = (await ask("v1/samples")).data;
+    if (!$("licence").hidden) return; // another key was given, and they are there
     for (const sample of samples) offer(`Sample: ${sample.id}`, sample.lists.map(asList));
     licences(samples);
   } catch (error) {
