@@ -17,7 +17,7 @@ import pytest
 import torch
 from command import Cli, assert_error
 from safetensors.torch import load_file
-from training import curve, losses
+from training import Stopped, curve, losses, stop_at
 from vectors import made, save_kinds, save_recipe, save_vectors
 
 from rerank.clicks import EXAMINATION, Session, write_log
@@ -260,6 +260,21 @@ def test_a_killed_run_goes_on_to_the_same_network(tmp_path: Path, caplog: pytest
     assert train_features(tmp_path / "toy.yaml", tmp_path / "killed") == again
     with pytest.raises(InputError, match="another recipe"):
         train_features(save_recipe(tmp_path, "toy", seed=3), tmp_path / "killed")
+
+
+@pytest.mark.parametrize("loss", [{"name": "pg_rank", "samples": 4}, "gumbel_approx_ndcg"], ids=str)
+def test_a_loss_that_samples_draws_by_the_seed_and_the_step(tmp_path: Path, loss: object) -> None:
+    save_vectors(tmp_path, queries=60)
+    changes: dict[str, object] = {"loss": loss, "schedule": {"save_every": 5}}
+    trained(tmp_path, "toy", **changes)
+    with pytest.raises(Stopped):
+        train_features(tmp_path / "toy.yaml", tmp_path / "stopped", watch=stop_at(8))
+    train_features(tmp_path / "toy.yaml", tmp_path / "stopped")
+    assert losses(tmp_path / "stopped") == losses(tmp_path / "toy")
+    one, other = (
+        load_file(folder / "network" / "network.safetensors") for folder in (tmp_path / "toy", tmp_path / "stopped")
+    )
+    assert all(torch.equal(one[name], other[name]) for name in one)
 
 
 def test_the_best_network_is_kept_and_patience_ends(tmp_path: Path) -> None:
