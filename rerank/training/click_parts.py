@@ -104,11 +104,15 @@ class Clicks(Part):
             raise ValueError(f"learner {self.learner} needs loss {wanted}, not {loss or 'none'}")
 
     def check_files(self, base: Path, shown: int | None) -> None:
-        """Whether what it names is there, and has a propensity for each position that is shown. Raises InputError."""
+        """Whether what it names is there, and has a propensity for each position that simulated users are `shown`; how
+        far down a log goes is known when it is read (see `propensities.learner_of`). Raises InputError."""
         for name, given in (("log", self.log), ("propensities", self.propensities)):
             if isinstance(given, str) and not (base / given).is_file():
                 raise InputError(f"clicks.{name}: {given!r} is not there (looked for {str(base / given)!r})")
-        if self.propensities is not None and shown is not None and (known := len(self.given(base))) < shown:
+        if self.propensities is None:
+            return
+        known = len(self.given(base))
+        if self.simulate is not None and shown is not None and known < shown:
             raise InputError(f"clicks.propensities has {known} positions, and {shown} are shown")
 
     def given(self, base: Path) -> tuple[float, ...]:
