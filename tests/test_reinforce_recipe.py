@@ -103,6 +103,21 @@ def test_what_is_not_installed(tmp_path: Path, tiny_model: Path, monkeypatch: py
             check_options(read)
 
 
+def test_what_is_learned_from_at_once_is_shared_by_the_processes(
+    tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """6 by 4 processes would be 1 each: a step would have 16 answers of the recipe's 24."""
+    part = REWARD | {"group": 2, "answers_at_once": 6}
+    read = read_recipe(saved(tmp_path, tiny_model, {"reinforce": part, "schedule": {"batch": 12}}))
+    for world, sound in (("1", True), ("3", True), ("4", False)):
+        monkeypatch.setenv("WORLD_SIZE", world)
+        if sound:
+            check_options(read)
+            continue
+        with pytest.raises(InputError, match="answers_at_once 6 cannot be shared by 4 processes; give a multiple of 4"):
+            check_options(read)
+
+
 def test_labels_that_the_reward_cannot_read(tmp_path: Path, tiny_model: Path) -> None:
     save_lists(tmp_path / "lists.jsonl")
     text = (tmp_path / "lists.jsonl").read_text()
