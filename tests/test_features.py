@@ -353,6 +353,11 @@ MISTAKES: list[tuple[dict[str, object], str]] = [
     ),
     ({"clicks": {"learner": "dla", "log": "log.jsonl"}}, "take data.run and data.share out"),
     ({"clicks": {"learner": "dla", "simulate": {"model": "cascade", "eta": 2}}}, "eta is for model position"),
+    (
+        {"clicks": {"learner": "dla", "simulate": {"examination": []}}},
+        "examination (): give each",
+    ),
+    ({"clicks": {"learner": "dla", "simulate": {"drift": float("inf")}}}, "clicks.simulate.drift: "),
     ({"clicks": {"learner": "dla", "simulate": {"persistence": [0.5]}}}, "persistence is for model dependent-click"),
     ({"clicks": DLA, "data": {"train": "train.svm", "size": 11}}, "11 positions are shown and examination has 10"),
     ({"clicks": DLA, "data": {"train": "train.svm", "size": None}}, "size: null shows users all there is"),

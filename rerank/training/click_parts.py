@@ -32,8 +32,8 @@ class Simulate(Part):
 
     model: Literal["position", "cascade", "dependent-click"] = "position"
     noise: float = Field(0.1, ge=0, lt=1)
-    eta: float | None = Field(None, ge=0)
-    drift: float | None = Field(None, ge=0)
+    eta: float | None = Field(None, ge=0, allow_inf_nan=False)
+    drift: float | None = Field(None, ge=0, allow_inf_nan=False)
     trust: float | None = Field(None, ge=0, le=1)
     examination: tuple[float, ...] | None = None
     persistence: tuple[float, ...] | None = None
@@ -54,7 +54,8 @@ class Simulate(Part):
         if self.model == "dependent-click":
             return DependentClick() if self.persistence is None else DependentClick(self.persistence)
         eta = 1.0 if self.eta is None else self.eta
-        return PositionBased(self.examination or EXAMINATION, eta, self.trust or 0.0, self.drift)
+        examination = EXAMINATION if self.examination is None else self.examination
+        return PositionBased(examination, eta, self.trust or 0.0, self.drift)
 
 
 class Clicks(Part):
