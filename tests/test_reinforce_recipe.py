@@ -38,6 +38,10 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"reinforce": REWARD, "schedule": {"neftune": 5}}, "schedule.neftune has no place beside reinforce"),
     ({"reinforce": REWARD, "schedule": {"batch_tokens": 512}}, "batch_tokens has no place beside reinforce: give"),
     ({"reinforce": REWARD, "adapter": "adalora"}, "reinforce trains lora, rslora, dora, full, not adalora"),
+    (
+        {"reinforce": REWARD, "adapter": {"method": "lora", "init_lora_weights": "pissa_niter_4"}},
+        "not with init_lora_weights pissa_niter_4; take it out",
+    ),
     ({"reinforce": REWARD, "adapter": "full"}, "beta needs the model that training started from"),
     ({"reinforce": REWARD | {"group": 1}}, "reinforce.group: "),
     ({"reinforce": REWARD | {"answers_at_once": 6}}, "answers_at_once 6 does not divide the 64 answers of a batch"),
@@ -48,6 +52,14 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"reinforce": REWARD | {"loss_type": "ppo"}}, "unknown reinforce.loss_type 'ppo'; "),
     ({"reinforce": REWARD | {"vespo_k_pos": 2}}, "vespo_k_pos is for loss_type vespo"),
     ({"reinforce": REWARD | {"loss_type": "sapo", "epsilon": 0.1}}, "epsilon has no effect with loss_type sapo"),
+    (
+        {"reinforce": REWARD | {"loss_type": "vespo", "importance_sampling_level": "sequence"}},
+        "loss_type vespo weighs whole answers by itself; take importance_sampling_level out",
+    ),
+    (
+        {"reinforce": REWARD | {"loss_type": "vespo", "vllm": "colocate"}},
+        "loss_type vespo takes vLLM's ratios by token; give vllm.correction_mode token_mask",
+    ),
     ({"reinforce": REWARD | {"loss_type": "cispo"}}, "loss_type cispo cuts ratios at epsilon_high; give one"),
     ({"reinforce": REWARD | {"beta": 0, "use_bias_correction_kl": True}}, "use_bias_correction_kl has no effect"),
     ({"reinforce": REWARD | {"returns": "dcg"}}, "returns is for algorithm rank-grpo"),
