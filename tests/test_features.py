@@ -138,6 +138,9 @@ def test_what_is_shown_is_the_head_of_the_run(tmp_path: Path) -> None:
     batch = lists[0]
     assert batch.rows.tolist() == [[2, 0]] and batch.labels.tolist() == [[2, 0]]
     assert batch.positions.tolist() == [[1, 2]] and lists.longest == 2
+    (tmp_path / "short.trec").write_text("a Q0 z 1 3 t\na Q0 x 2 2 t\nb Q0 z 1 3 t\n")  # not all documents of a
+    short = read_impressions(data, FeatureData(train="x.svm", run="short.trec"), None, tmp_path, **options)
+    assert short[0].rows.tolist() == [[2, 0]] and short[0].positions.tolist() == [[1, 2]]
     alone = read_impressions(data, FeatureData(train="x.svm", size=None), None, tmp_path, **options)
     seen = {tuple(alone[i].rows[0][alone[i].mask[0]].tolist()) for i in range(3)}
     assert seen == {(0, 1, 2), (3, 4, 5), (6, 7)}  # each once before one comes again
@@ -386,6 +389,15 @@ def test_mistakes_are_told_before_anything_is_read(
     for more in ((), ("--check",)):
         assert_error(cli("train", path, "--out", tmp_path / "out", *more), why)
     assert not (tmp_path / "out").exists()
+
+
+def test_grades_that_are_not_whole_cannot_be_measured(tmp_path: Path) -> None:
+    """0.5 was counted as 0."""
+    save_vectors(tmp_path, queries=3)
+    (tmp_path / "valid.svm").write_text("1 qid:1 5:1 # a\n0.5 qid:1 5:2 # b\n")
+    path = save_recipe(tmp_path, loss="softmax", evaluation={"dataset": "valid.svm"})
+    with pytest.raises(InputError, match=r"valid.svm has the label 0.5, and nDCG@10 is of whole grades"):
+        train_features(path, tmp_path / "out")
 
 
 def test_clicks_of_another_file_are_told(tmp_path: Path) -> None:

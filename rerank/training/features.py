@@ -107,6 +107,11 @@ class _Session:
         self.held: Features | None = None
         if recipe.evaluation is not None:
             self.held = read_features(base / recipe.evaluation.dataset, features.values.shape[1])
+            if parts := [label for label in self.held.labels.tolist() if label % 1]:
+                raise InputError(
+                    f"evaluation.dataset: {recipe.evaluation.dataset} has the label {parts[0]:g}, and "
+                    f"{recipe.evaluation.measure} is of whole grades; give a file with such"
+                )
             self.held_values = self.network.normalised(self.held)
         self.optimizer = torch.optim.AdamW(
             self.network.parameters(), lr=schedule.learning_rate, weight_decay=schedule.weight_decay
