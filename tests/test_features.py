@@ -371,6 +371,7 @@ MISTAKES: list[tuple[dict[str, object], str]] = [
     ({"evaluation": {"dataset": "valid.svm", "every": 5}, "schedule": {"save_every": 3}}, "take save_every out"),
     ({"data": {"train": "no.svm"}}, "data.train: 'no.svm' is not there"),
     ({"loss": {"name": "softmax", "reduction": "sum"}}, "take reduction out"),
+    ({"loss": {"name": "pg_rank", "generator": 1}}, "its random numbers come from the recipe's seed"),
     ({"loss": {"name": "ranknet", "sigmma": 2}}, "unknown ranknet option 'sigmma'"),
 ]
 

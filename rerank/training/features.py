@@ -49,6 +49,8 @@ def check_features(recipe: FeatureRecipe, generator: Generator | None = None) ->
     Loads torch."""
     if "reduction" in recipe.loss.options:
         raise InputError("loss: a batch is the mean over its lists; take reduction out")
+    if "generator" in recipe.loss.options:
+        raise InputError("loss: its random numbers come from the recipe's seed; take generator out")
     options: dict[str, Any] = recipe.loss.options
     return load_loss(recipe.loss.name, generator=generator, **options)
 
