@@ -315,7 +315,8 @@ def test_a_table_that_was_cut_off_is_read_as_far_as_it_goes(tmp_path: Path) -> N
     assert (tmp_path / "completions.md").read_text() == "No answers yet.\n"
     from rerank.training.reinforce.answers import Row, shown
 
-    row = Row(1, "q", "é?", (shown("d", 1.0, "a " * 200),), "[1]", False, 1.0, {"format": 1.0}, (0.5,))
+    text = "[1]\u2028and\x85more\r\n"  # what other than \n ends a line for Python ends no row
+    row = Row(1, "q", "é?", (shown("d", 1.0, "a " * 200),), text, False, 1.0, {"format": 1.0}, (0.5,))
     table.add([row, Row(3, "q", "x", (), "", True, 0.0, {"format": 0.0}, (-0.5, 0.1))])
     with table.file.open("a") as stream:
         stream.write('{"step": 4, "que')
