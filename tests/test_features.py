@@ -392,6 +392,16 @@ def test_mistakes_are_told_before_anything_is_read(
     assert not (tmp_path / "out").exists()
 
 
+def test_several_processes_do_not_write_into_one_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_vectors(tmp_path, queries=3)
+    path = save_recipe(tmp_path, loss="softmax")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    with pytest.raises(InputError, match="a network is trained in one process, and there are 2"):
+        train_features(path, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_grades_that_are_not_whole_cannot_be_measured(tmp_path: Path) -> None:
     """0.5 was counted as 0."""
     save_vectors(tmp_path, queries=3)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -45,8 +46,10 @@ class TrainedNetwork:
 
 
 def check_features(recipe: FeatureRecipe, generator: Generator | None = None) -> Callable[..., Tensor]:
-    """The recipe's loss, with the generator that it draws from where it samples; raises for an option that it has not.
-    Loads torch."""
+    """The recipe's loss, with the generator that it draws from where it samples; raises for an option that it has not,
+    and in one of several processes. Loads torch."""
+    if (world := int(os.environ.get("WORLD_SIZE", "1"))) > 1:
+        raise InputError(f"a network is trained in one process, and there are {world}; start rerank train alone")
     if "reduction" in recipe.loss.options:
         raise InputError("loss: a batch is the mean over its lists; take reduction out")
     if "generator" in recipe.loss.options:
