@@ -117,6 +117,22 @@ def test_simulated_sessions_have_the_models_marginals() -> None:
         next(simulate([], CASCADE, sessions=1))
 
 
+def test_a_short_log_drifts_too_and_evenly() -> None:
+    """From a user who looks at all to one who looks at nothing but the first, whose first position is certain."""
+    model = PositionBased((1.0, 0.01), eta=0.0, drift=4.0)
+    for count in (1000, 5000):
+        sessions = list(simulate([Shown("a", ("x", "y"), (1.0, 1.0))], model, sessions=count, noise=0.0))
+        second = np.array([session.clicks[1] for session in sessions])
+        assert np.all([session.clicks[0] for session in sessions])
+        for tenth in range(10):
+            etas = 4 * (np.arange(count)[tenth * count // 10 : (tenth + 1) * count // 10]) / (count - 1)
+            expected = 0.01**etas
+            error = np.sqrt((expected * (1 - expected)).sum()) + 1
+            own = second[tenth * count // 10 : (tenth + 1) * count // 10]
+            assert abs(own.sum() - expected.sum()) < 4 * error
+        assert second[0] and not second[-count // 2 :].all()
+
+
 @pytest.mark.parametrize("name", ["log.jsonl", "log.jsonl.gz"])
 def test_a_log_comes_back_as_it_was(tmp_path: Path, name: str) -> None:
     sessions = [

@@ -17,7 +17,7 @@ import pytest
 import torch
 from command import Cli, assert_error
 from safetensors.torch import load_file
-from training import curve, losses
+from training import Stopped, curve, losses, stop_at
 from vectors import made, save_kinds, save_recipe, save_vectors
 
 from rerank.clicks import EXAMINATION, Session, write_log
@@ -138,6 +138,9 @@ def test_what_is_shown_is_the_head_of_the_run(tmp_path: Path) -> None:
     batch = lists[0]
     assert batch.rows.tolist() == [[2, 0]] and batch.labels.tolist() == [[2, 0]]
     assert batch.positions.tolist() == [[1, 2]] and lists.longest == 2
+    (tmp_path / "short.trec").write_text("a Q0 z 1 3 t\na Q0 x 2 2 t\nb Q0 z 1 3 t\n")  # not all documents of a
+    short = read_impressions(data, FeatureData(train="x.svm", run="short.trec"), None, tmp_path, **options)
+    assert short[0].rows.tolist() == [[2, 0]] and short[0].positions.tolist() == [[1, 2]]
     alone = read_impressions(data, FeatureData(train="x.svm", size=None), None, tmp_path, **options)
     seen = {tuple(alone[i].rows[0][alone[i].mask[0]].tolist()) for i in range(3)}
     assert seen == {(0, 1, 2), (3, 4, 5), (6, 7)}  # each once before one comes again
@@ -262,6 +265,21 @@ def test_a_killed_run_goes_on_to_the_same_network(tmp_path: Path, caplog: pytest
         train_features(save_recipe(tmp_path, "toy", seed=3), tmp_path / "killed")
 
 
+@pytest.mark.parametrize("loss", [{"name": "pg_rank", "samples": 4}, "gumbel_approx_ndcg"], ids=str)
+def test_a_loss_that_samples_draws_by_the_seed_and_the_step(tmp_path: Path, loss: object) -> None:
+    save_vectors(tmp_path, queries=60)
+    changes: dict[str, object] = {"loss": loss, "schedule": {"save_every": 5}}
+    trained(tmp_path, "toy", **changes)
+    with pytest.raises(Stopped):
+        train_features(tmp_path / "toy.yaml", tmp_path / "stopped", watch=stop_at(8))
+    train_features(tmp_path / "toy.yaml", tmp_path / "stopped")
+    assert losses(tmp_path / "stopped") == losses(tmp_path / "toy")
+    one, other = (
+        load_file(folder / "network" / "network.safetensors") for folder in (tmp_path / "toy", tmp_path / "stopped")
+    )
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
 def test_the_best_network_is_kept_and_patience_ends(tmp_path: Path) -> None:
     save_vectors(tmp_path)
     evaluation = {"dataset": "valid.svm", "every": 1, "patience": 4}
@@ -338,6 +356,11 @@ MISTAKES: list[tuple[dict[str, object], str]] = [
     ),
     ({"clicks": {"learner": "dla", "log": "log.jsonl"}}, "take data.run and data.share out"),
     ({"clicks": {"learner": "dla", "simulate": {"model": "cascade", "eta": 2}}}, "eta is for model position"),
+    (
+        {"clicks": {"learner": "dla", "simulate": {"examination": []}}},
+        "examination (): give each",
+    ),
+    ({"clicks": {"learner": "dla", "simulate": {"drift": float("inf")}}}, "clicks.simulate.drift: "),
     ({"clicks": {"learner": "dla", "simulate": {"persistence": [0.5]}}}, "persistence is for model dependent-click"),
     ({"clicks": DLA, "data": {"train": "train.svm", "size": 11}}, "11 positions are shown and examination has 10"),
     ({"clicks": DLA, "data": {"train": "train.svm", "size": None}}, "size: null shows users all there is"),
@@ -348,6 +371,7 @@ MISTAKES: list[tuple[dict[str, object], str]] = [
     ({"evaluation": {"dataset": "valid.svm", "every": 5}, "schedule": {"save_every": 3}}, "take save_every out"),
     ({"data": {"train": "no.svm"}}, "data.train: 'no.svm' is not there"),
     ({"loss": {"name": "softmax", "reduction": "sum"}}, "take reduction out"),
+    ({"loss": {"name": "pg_rank", "generator": 1}}, "its random numbers come from the recipe's seed"),
     ({"loss": {"name": "ranknet", "sigmma": 2}}, "unknown ranknet option 'sigmma'"),
 ]
 
@@ -366,6 +390,25 @@ def test_mistakes_are_told_before_anything_is_read(
     for more in ((), ("--check",)):
         assert_error(cli("train", path, "--out", tmp_path / "out", *more), why)
     assert not (tmp_path / "out").exists()
+
+
+def test_several_processes_do_not_write_into_one_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_vectors(tmp_path, queries=3)
+    path = save_recipe(tmp_path, loss="softmax")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    with pytest.raises(InputError, match="a network is trained in one process, and there are 2"):
+        train_features(path, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_grades_that_are_not_whole_cannot_be_measured(tmp_path: Path) -> None:
+    """0.5 was counted as 0."""
+    save_vectors(tmp_path, queries=3)
+    (tmp_path / "valid.svm").write_text("1 qid:1 5:1 # a\n0.5 qid:1 5:2 # b\n")
+    path = save_recipe(tmp_path, loss="softmax", evaluation={"dataset": "valid.svm"})
+    with pytest.raises(InputError, match=r"valid.svm has the label 0.5, and nDCG@10 is of whole grades"):
+        train_features(path, tmp_path / "out")
 
 
 def test_clicks_of_another_file_are_told(tmp_path: Path) -> None:

@@ -21,6 +21,15 @@ def test_named() -> None:
     assert named(LISTWISE, "nothing") == []
 
 
+def test_a_bracket_that_the_prompt_writes_is_the_first_identifiers() -> None:
+    """Else the second one would be rank 1, and the first a part of the thought."""
+    text = "C] > [A]"
+    chain = named(load_prompt("first-permutation"), text)
+    assert chain == [(2, 2), (0, 8)]
+    ids = list(range(len(text)))
+    assert places(ids, lambda own: text[: len(own)], [end for _, end in chain]) == [1] * 2 + [2] * 6
+
+
 def test_returns() -> None:
     labels = [0.0, 2.0, 1.0]
     ideal = 2 + 1 / math.log2(3)

@@ -38,6 +38,10 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"reinforce": REWARD, "schedule": {"neftune": 5}}, "schedule.neftune has no place beside reinforce"),
     ({"reinforce": REWARD, "schedule": {"batch_tokens": 512}}, "batch_tokens has no place beside reinforce: give"),
     ({"reinforce": REWARD, "adapter": "adalora"}, "reinforce trains lora, rslora, dora, full, not adalora"),
+    (
+        {"reinforce": REWARD, "adapter": {"method": "lora", "init_lora_weights": "pissa_niter_4"}},
+        "not with init_lora_weights pissa_niter_4; take it out",
+    ),
     ({"reinforce": REWARD, "adapter": "full"}, "beta needs the model that training started from"),
     ({"reinforce": REWARD | {"group": 1}}, "reinforce.group: "),
     ({"reinforce": REWARD | {"answers_at_once": 6}}, "answers_at_once 6 does not divide the 64 answers of a batch"),
@@ -48,6 +52,14 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"reinforce": REWARD | {"loss_type": "ppo"}}, "unknown reinforce.loss_type 'ppo'; "),
     ({"reinforce": REWARD | {"vespo_k_pos": 2}}, "vespo_k_pos is for loss_type vespo"),
     ({"reinforce": REWARD | {"loss_type": "sapo", "epsilon": 0.1}}, "epsilon has no effect with loss_type sapo"),
+    (
+        {"reinforce": REWARD | {"loss_type": "vespo", "importance_sampling_level": "sequence"}},
+        "loss_type vespo weighs whole answers by itself; take importance_sampling_level out",
+    ),
+    (
+        {"reinforce": REWARD | {"loss_type": "vespo", "vllm": "colocate"}},
+        "loss_type vespo takes vLLM's ratios by token; give vllm.correction_mode token_mask",
+    ),
     ({"reinforce": REWARD | {"loss_type": "cispo"}}, "loss_type cispo cuts ratios at epsilon_high; give one"),
     ({"reinforce": REWARD | {"beta": 0, "use_bias_correction_kl": True}}, "use_bias_correction_kl has no effect"),
     ({"reinforce": REWARD | {"returns": "dcg"}}, "returns is for algorithm rank-grpo"),
@@ -100,6 +112,21 @@ def test_what_is_not_installed(tmp_path: Path, tiny_model: Path, monkeypatch: py
             "rerank.training.reinforce.checks.find_spec", lambda name, a=absent: None if name == a else find_spec("re")
         )
         with pytest.raises(BackboneError, match=why):
+            check_options(read)
+
+
+def test_what_is_learned_from_at_once_is_shared_by_the_processes(
+    tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """6 by 4 processes would be 1 each: a step would have 16 answers of the recipe's 24."""
+    part = REWARD | {"group": 2, "answers_at_once": 6}
+    read = read_recipe(saved(tmp_path, tiny_model, {"reinforce": part, "schedule": {"batch": 12}}))
+    for world, sound in (("1", True), ("3", True), ("4", False)):
+        monkeypatch.setenv("WORLD_SIZE", world)
+        if sound:
+            check_options(read)
+            continue
+        with pytest.raises(InputError, match="answers_at_once 6 cannot be shared by 4 processes; give a multiple of 4"):
             check_options(read)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from rerank.clicks import EXAMINATION, Session, write_log
 from rerank.data import load_dataset
 from rerank.errors import InputError
 from rerank.eval import evaluate
+from rerank.training import session as training_session
 from rerank.training.click_parts import Clicks, Simulate
 from rerank.training.feature_recipe import FeatureRecipe
 from rerank.training.propensities import read_propensities
@@ -224,6 +226,26 @@ def test_a_bad_line_and_several_processes_are_told(
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(InputError, match="clicks are learnt from in one process, and there are 2"):
         train(path, tmp_path / "other")
+
+
+def test_given_propensities_go_as_far_as_the_log(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not as far as `size`, which is the most that is taken of a session; and it is told before a model is loaded."""
+    log = [Session(f"q{i}", (f"{i}-best", f"{i}-1"), (True, False)) for i in range(8)]
+    write_log(tmp_path / "log.jsonl", log)
+    clicks = {"log": "log.jsonl"}
+    trained(tmp_path, clicked(tiny_model, clicks=clicks | {"learner": "dla"}, schedule={"lists": 8}), "dla")
+    shutil.copy(tmp_path / "dla" / "propensities.json", tmp_path / "learnt.json")
+    assert len(json.loads((tmp_path / "learnt.json").read_text())) == 2
+    given = clicked(
+        tiny_model, clicks=clicks | {"learner": "ipw", "propensities": "learnt.json"}, schedule={"lists": 8}
+    )
+    assert trained(tmp_path, given, "ipw").steps == 1
+    write_log(tmp_path / "log.jsonl", [*log, Session("q9", ("9-best", "9-1"), (True, False), (11, 12))])
+    monkeypatch.setattr(training_session.Session, "_load", lambda _: pytest.fail("a model was loaded"))
+    with pytest.raises(InputError, match="propensities has 2 positions, and a session has position 12"):
+        trained(tmp_path, given, "further")
 
 
 @pytest.mark.parametrize("kind", ["losses", "training"])

@@ -11,7 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from training import curve, losses, recipe, trained
+from training import curve, losses, recipe, save_recipe, trained
+
+from rerank.training.reinforce.answers import Table
+from rerank.training.trainer import Counts
 
 DRAWN = {"loss": {"name": "pg_rank", "samples": 8}, "reference": {"beta": 1.0}}
 
@@ -60,3 +63,27 @@ def test_two_processes_train_what_one_trains(tiny_model: Path, tmp_path: Path) -
     said = [line for line in done.stderr.splitlines() if "lists.jsonl" in line]
     assert len(said) == 1
     assert "Warning" not in done.stderr and "Traceback" not in done.stderr
+
+
+def test_two_processes_tell_all_their_answers(tiny_model: Path, tmp_path: Path) -> None:
+    """Each writes those to half of the prompts; the table has them all, as the reward of the curve has."""
+    part = {"reward": "iranker", "group": 3, "beta": 0}
+    made = recipe(tiny_model, "elimination", loss=None, reinforce=part, schedule={"lists": 8, "batch": 4})
+    done = launched(tmp_path, save_recipe(tmp_path, made), "two")
+    assert done.returncode == 0, done.stderr
+    rows = Table(tmp_path / "two" / "completions.jsonl").rows()
+    for step, line in enumerate(curve(tmp_path / "two"), start=1):
+        own = [row for row in rows if row.step == step]
+        assert len(own) == 12 and len({row.query_id for row in own}) == 4
+        assert line["reward"] == pytest.approx(sum(row.reward for row in own) / 12, abs=1e-6)
+
+
+def test_tokens_are_those_of_all_processes() -> None:
+    counts = Counts(tokens=300, seconds=2.0)
+    counts.share(lambda own: own + 500)
+    assert counts.speed == 400
+    counts.tokens += 300
+    assert counts.speed == 800
+    nothing = Counts()
+    nothing.share(lambda own: own + 500)
+    assert nothing.speed == 0

@@ -16,6 +16,7 @@ from statistics import mean, stdev
 
 import numpy as np
 import yaml
+from scipy.stats import t as student
 
 from rerank.clicks import EXAMINATION
 from rerank.data import Features, read_features, write_features, write_run
@@ -30,7 +31,6 @@ LEARNERS = {
     "dla": ("DLA", {"learner": "dla"}, "click_softmax"),
     "regression-em": ("regression-EM", {"learner": "regression-em"}, "bce"),
 }
-T_95 = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78, 10: 2.26}  # Student's, two-sided, by the number of values
 
 
 def synthetic(folder: Path) -> None:
@@ -96,7 +96,8 @@ def recipe(learner: str, seed: int, steps: int, looks: int, users: dict[str, obj
 def interval(values: list[float]) -> str:
     if len(values) == 1:
         return f"{values[0]:.4f}"
-    return f"{mean(values):.4f} ± {T_95.get(len(values), 2.0) * stdev(values) / sqrt(len(values)):.4f}"
+    wide = float(student.ppf(0.975, len(values) - 1))
+    return f"{mean(values):.4f} ± {wide * stdev(values) / sqrt(len(values)):.4f}"
 
 
 def error(run: Path, eta: float) -> float | None:

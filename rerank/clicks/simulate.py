@@ -43,10 +43,15 @@ def simulate(
     wanted = np.zeros((len(rankings), longest))  # what stands past the end of a shorter list is cut off again
     for row, shown in enumerate(rankings):
         wanted[row, : len(shown.labels)] = attraction(shown.labels, best, noise)
+    still = model.at(1.0) is model
     for block, start in enumerate(range(0, sessions, _BLOCK)):
         generator = np.random.default_rng([seed, block])
         chosen = generator.integers(len(rankings), size=_BLOCK)
-        clicks = model.at(start / sessions).draw(wanted[chosen], generator)
+        clicks = model.draw(wanted[chosen], generator) if still else None
         for i in range(min(_BLOCK, sessions - start)):
             shown = rankings[chosen[i]]
-            yield Session(shown.query_id, shown.doc_ids, tuple(clicks[i, : len(shown.doc_ids)].tolist()))
+            if clicks is None:  # a block with one bias would be a stair, and a short log would not drift at all
+                own = model.at((start + i) / max(1, sessions - 1)).draw(wanted[chosen[i]], generator)
+            else:
+                own = clicks[i]
+            yield Session(shown.query_id, shown.doc_ids, tuple(own[: len(shown.doc_ids)].tolist()))

@@ -33,8 +33,8 @@ class Simulate(Part):
 
     model: Literal["position", "cascade", "dependent-click"] = "position"
     noise: float = Field(0.1, ge=0, lt=1)
-    eta: float | None = Field(None, ge=0)
-    drift: float | None = Field(None, ge=0)
+    eta: float | None = Field(None, ge=0, allow_inf_nan=False)
+    drift: float | None = Field(None, ge=0, allow_inf_nan=False)
     trust: float | None = Field(None, ge=0, le=1)
     examination: tuple[float, ...] | None = None
     persistence: tuple[float, ...] | None = None
@@ -55,7 +55,8 @@ class Simulate(Part):
         if self.model == "dependent-click":
             return DependentClick() if self.persistence is None else DependentClick(self.persistence)
         eta = 1.0 if self.eta is None else self.eta
-        return PositionBased(self.examination or EXAMINATION, eta, self.trust or 0.0, self.drift)
+        examination = EXAMINATION if self.examination is None else self.examination
+        return PositionBased(examination, eta, self.trust or 0.0, self.drift)
 
 
 class Clicks(Part):
@@ -105,11 +106,15 @@ class Clicks(Part):
             raise ValueError(f"learner {self.learner} needs loss {wanted}, not {loss or 'none'}")
 
     def check_files(self, base: Path, shown: int | None) -> None:
-        """Whether what it names is there, and has a propensity for each position that is shown. Raises InputError."""
+        """Whether what it names is there, and has a propensity for each position that simulated users are `shown`; how
+        far down a log goes is known when it is read (see `propensities.learner_of`). Raises InputError."""
         for name, given in (("log", self.log), ("propensities", self.propensities)):
             if isinstance(given, str) and not (base / given).is_file():
                 raise InputError(missing(f"clicks.{name}:", given, base))
-        if self.propensities is not None and shown is not None and (known := len(self.given(base))) < shown:
+        if self.propensities is None:
+            return
+        known = len(self.given(base))
+        if self.simulate is not None and shown is not None and known < shown:
             raise InputError(f"clicks.propensities has {known} positions, and {shown} are shown")
 
     def given(self, base: Path) -> tuple[float, ...]:

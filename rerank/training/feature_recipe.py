@@ -22,7 +22,7 @@ STRATEGY = "features"
 class FeatureData(Part):
     """`train` is a SVMLight file (see rerank.data.svmlight).
 
-    run    a TREC run with the order in which users saw the documents; default: the file's
+    run    a TREC run with the documents that users saw, in that order; default: the file's
     size   how many of them, from the top; null for all
     share  of the queries, drawn at random (always the same ones): a logging ranker is trained on few
     """

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -24,7 +25,7 @@ from rerank.training.output import claim
 from rerank.training.picture import draw_curve
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Generator, Tensor
 
     from rerank.training.learners import Learner
     from rerank.training.network import Network
@@ -44,12 +45,17 @@ class TrainedNetwork:
     lists_per_s: float
 
 
-def check_features(recipe: FeatureRecipe) -> Callable[..., Tensor]:
-    """The recipe's loss; raises for an option that it has not. Loads torch."""
+def check_features(recipe: FeatureRecipe, generator: Generator | None = None) -> Callable[..., Tensor]:
+    """The recipe's loss, with the generator that it draws from where it samples; raises for an option that it has not,
+    and in one of several processes. Loads torch."""
+    if (world := int(os.environ.get("WORLD_SIZE", "1"))) > 1:
+        raise InputError(f"a network is trained in one process, and there are {world}; start rerank train alone")
     if "reduction" in recipe.loss.options:
         raise InputError("loss: a batch is the mean over its lists; take reduction out")
+    if "generator" in recipe.loss.options:
+        raise InputError("loss: its random numbers come from the recipe's seed; take generator out")
     options: dict[str, Any] = recipe.loss.options
-    return load_loss(recipe.loss.name, **options)
+    return load_loss(recipe.loss.name, generator=generator, **options)
 
 
 def train_features(
@@ -59,13 +65,13 @@ def train_features(
     read, and for an output folder of another recipe, unless `fresh` empties it."""
     path, out = Path(path), Path(out)
     recipe = read_feature_recipe(path)
-    loss = check_features(recipe)
+    check_features(recipe)
     claim(out, recipe, fresh)
     if (out / "result.json").is_file():
         log.info("%s is finished; give --fresh to train it anew", out)
         told = json.loads((out / "result.json").read_text(encoding="utf-8"))
         return TrainedNetwork(out / "network", **told)
-    return _Session(recipe, path.resolve().parent, out, loss, watch).run()
+    return _Session(recipe, path.resolve().parent, out, watch).run()
 
 
 @dataclass(slots=True)
@@ -83,16 +89,16 @@ class _Kept:
 class _Session:
     """One run of one recipe in this process."""
 
-    def __init__(
-        self, recipe: FeatureRecipe, base: Path, out: Path, loss: Callable[..., Tensor], watch: Watch | None
-    ) -> None:
+    def __init__(self, recipe: FeatureRecipe, base: Path, out: Path, watch: Watch | None) -> None:
         import torch
 
+        from rerank.training.gauges import drawing
         from rerank.training.network import Network
         from rerank.training.propensities import Journal, learner_of
 
         self.recipe, self.out, self.watch = recipe, out, watch
-        self.loss = loss
+        self.draws = drawing(recipe)
+        self.loss = check_features(recipe, self.draws.generator if self.draws is not None else None)
         self.steps = recipe.steps
         features = read_features(base / recipe.data.train)
         schedule = recipe.schedule
@@ -106,6 +112,11 @@ class _Session:
         self.held: Features | None = None
         if recipe.evaluation is not None:
             self.held = read_features(base / recipe.evaluation.dataset, features.values.shape[1])
+            if parts := [label for label in self.held.labels.tolist() if label % 1]:
+                raise InputError(
+                    f"evaluation.dataset: {recipe.evaluation.dataset} has the label {parts[0]:g}, and "
+                    f"{recipe.evaluation.measure} is of whole grades; give a file with such"
+                )
             self.held_values = self.network.normalised(self.held)
         self.optimizer = torch.optim.AdamW(
             self.network.parameters(), lr=schedule.learning_rate, weight_decay=schedule.weight_decay
@@ -187,6 +198,8 @@ class _Session:
         scores: Tensor = self.network(self.values[torch.from_numpy(batch.rows)])  # [B, n]
         if self.learner is not None:
             labels = self.learner.targets(scores.detach(), labels, mask, torch.from_numpy(batch.positions))
+        if self.draws is not None:
+            self.draws.begin(step)
         loss = self.recipe.loss.factor * self.loss(scores, labels, mask)
         self.optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]

@@ -16,6 +16,7 @@ from torch import Generator, Tensor
 
 from rerank.losses import LOSSES
 from rerank.options import checked, names
+from rerank.training.feature_recipe import FeatureRecipe
 from rerank.training.recipe import Recipe
 
 # scores, labels, mask [Q, n], and with a reference its log-probabilities -> values [Q], weights [Q]
@@ -28,7 +29,8 @@ NAMES = (UTILITY, ACCURACY, IDEAL)  # as the curve has them
 @dataclass(frozen=True, slots=True)
 class Draws:
     """The generator of a loss that samples. What is drawn for a list depends on the seed and the list's place in the
-    run alone: not on how a batch is cut or shared by processes, nor on where a stopped run goes on."""
+    run alone: not on how a batch is cut or shared by processes, nor on where a stopped run goes on. With feature
+    vectors, where a batch is one tensor, it is the step's place."""
 
     seed: int
     generator: Generator = field(default_factory=Generator)
@@ -60,7 +62,7 @@ class Gauges:
         return found
 
 
-def drawing(recipe: Recipe) -> Draws | None:
+def drawing(recipe: Recipe | FeatureRecipe) -> Draws | None:
     """What the recipe's loss draws from, if it samples."""
     sampled = recipe.loss is not None and LOSSES[recipe.loss.name].samples
     return Draws(recipe.seed) if sampled else None

@@ -121,11 +121,12 @@ def _ranked(features: Features, data: FeatureData, base: Path) -> Lists:
         span = features.rows(number)
         order = list(range(span.start, span.stop))
         if run is not None:
-            scores = run.get(features.query_ids[number])
-            if scores is None or not all(features.doc_ids[row] in scores for row in order):
+            scores = run.get(features.query_ids[number], {})
+            order = [row for row in order if features.doc_ids[row] in scores]  # the others were not shown
+            order.sort(key=lambda row: -scores[features.doc_ids[row]])
+            if not order:
                 absent += 1
                 continue
-            order.sort(key=lambda row: -scores[features.doc_ids[row]])
         order = order[: data.size]
         labels = [max(0.0, float(features.labels[row])) for row in order]
         if len(set(labels)) < 2:

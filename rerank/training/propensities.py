@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
 
+from rerank.errors import InputError
 from rerank.training.click_parts import Clicks
 from rerank.training.learners import CLIP, DualLearning, InversePropensity, Learner, Naive, RegressionEM
 
@@ -28,11 +29,15 @@ class Line(TypedDict, total=False):
 
 
 def learner_of(clicks: Clicks, base: Path, positions: int, device: torch.device) -> Learner:
-    """`positions` is the last one that is shown."""
+    """`positions` is the last one that is shown. Raises InputError where given propensities end before it: now, and not
+    at the first step that has such a session."""
     if clicks.learner == "naive":
         return Naive()
     if clicks.learner == "ipw":
-        return InversePropensity(clicks.given(base), device, clicks.clip)
+        given = clicks.given(base)
+        if len(given) < positions:
+            raise InputError(f"clicks.propensities has {len(given)} positions, and a session has position {positions}")
+        return InversePropensity(given, device, clicks.clip)
     if clicks.learner == "regression-em":
         return RegressionEM(positions, device, rate=clicks.rate or 0.05)
     return DualLearning(positions, device, learning_rate=clicks.learning_rate or 0.03, clip=clicks.clip or CLIP)

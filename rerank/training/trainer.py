@@ -74,6 +74,11 @@ class Counts:
         """Tokens a second of all processes."""
         return self.times * self.tokens / self.seconds if self.seconds else 0.0
 
+    def share(self, together: Callable[[Tensor], Tensor]) -> None:
+        """Tells the others, all at once; `together` adds up what the processes have."""
+        total = float(together(torch.tensor(float(self.tokens))))
+        self.times = total / self.tokens if self.tokens else 1.0
+
 
 @dataclass(frozen=True, slots=True)
 class Moment:
@@ -147,8 +152,8 @@ class RankingTrainer(Trainer):  # type: ignore[misc]  # transformers has no type
         """Beside a loss stands what the gauges told in the same steps."""
         if "loss" in logs:
             logs |= self.aim.gauges.told(self._together)
-            if self.args.world_size > 1 and self.counts.tokens:
-                self.counts.times = float(self._together(torch.tensor(float(self.counts.tokens)))) / self.counts.tokens
+            if self.args.world_size > 1:
+                self.counts.share(self._together)
         super().log(logs, start_time)
 
     def _together(self, sums: Tensor) -> Tensor:

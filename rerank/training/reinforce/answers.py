@@ -51,7 +51,7 @@ class Table:
         if not self.file.is_file():
             return []
         found = []
-        for line in self.file.read_text(encoding="utf-8").splitlines():
+        for line in self.file.read_text(encoding="utf-8").split("\n"):  # splitlines would cut at U+2028 in an answer
             try:
                 told = json.loads(line)
             except ValueError:

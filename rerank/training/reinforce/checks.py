@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
-from rerank.errors import BackboneError
+from rerank.errors import BackboneError, InputError
 from rerank.training.recipe import Recipe
 from rerank.training.reinforce.rewards import check_labels
 
@@ -15,9 +16,12 @@ if TYPE_CHECKING:
 
 
 def check_reinforce(recipe: Recipe) -> None:
-    """Whether its libraries are installed."""
+    """Whether its libraries are installed, and its processes can share what is learned from at once."""
     if recipe.reinforce is None:
         return
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if (at_once := recipe.reinforce.answers_at_once) is not None and at_once % world:
+        raise InputError(f"answers_at_once {at_once} cannot be shared by {world} processes; give a multiple of {world}")
     for name in ("trl", "datasets"):
         if find_spec(name) is None:
             raise BackboneError(f"reinforce needs {name}: pip install 'rerank-llm[reinforce]'")

@@ -35,6 +35,7 @@ def options(recipe: Recipe, most_tokens: int, stop: tuple[str, ...]) -> dict[str
         "top_k": part.top_k or 0,
         "importance_sampling_level": part.level,
         "multi_objective_aggregation": "sum_then_normalize",  # there is one reward, of several parts
+        "router_aux_loss_coef": 0.0,  # of experts: as in supervised training the loss is ours alone
         "shuffle_dataset": False,  # the mixture is in random order, and resumes by index
         "gradient_checkpointing": False,  # the schedule has it
         "log_completions": False,  # ours are in completions.jsonl

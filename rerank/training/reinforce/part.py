@@ -152,6 +152,8 @@ class ReinforcePart(Part):
                 raise ValueError(f"{name} has no effect with loss_type {self.loss_type}; take it out")
         if self.loss_type == "cispo" and self.epsilon_high is None:
             raise ValueError("loss_type cispo cuts ratios at epsilon_high; give one, such as 5.0")
+        if self.loss_type == "vespo":
+            self._fits_vespo()
         if self.use_bias_correction_kl and not self.beta:
             raise ValueError("use_bias_correction_kl has no effect with beta 0; take it out")
         if self.algorithm == "rank-grpo":
@@ -159,6 +161,15 @@ class ReinforcePart(Part):
         elif self.returns is not None:
             raise ValueError("returns is for algorithm rank-grpo")
         return self
+
+    def _fits_vespo(self) -> None:
+        if self.importance_sampling_level is not None and not self.use_bias_correction_kl:
+            raise ValueError("loss_type vespo weighs whole answers by itself; take importance_sampling_level out")
+        if self.vllm is not None and self.vllm.correction and self.vllm.correction_mode.startswith("sequence"):
+            raise ValueError(
+                f"loss_type vespo takes vLLM's ratios by token; give vllm.correction_mode token_mask or token_truncate "
+                f"in place of {self.vllm.correction_mode}"
+            )
 
     def _fits_ranks(self) -> None:
         if self.importance_sampling_level is not None:
@@ -209,6 +220,9 @@ def fits(recipe: Recipe) -> None:
             raise ValueError(f"{name} has no place beside reinforce: {instead}")
     if recipe.adapter.method not in METHODS and recipe.start is None:
         raise ValueError(f"reinforce trains {', '.join(METHODS)}, not {recipe.adapter.method}")
+    begins = str(recipe.adapter.options.get("init_lora_weights", ""))
+    if begins.startswith(("pissa", "olora", "eva")):  # as the methods of these names: a copy would begin once more
+        raise ValueError(f"reinforce trains {', '.join(METHODS)}, not with init_lora_weights {begins}; take it out")
     if recipe.adapter.method == "full" and part.beta:
         raise ValueError(
             "beta needs the model that training started from, and method full does not keep it; give beta: 0"

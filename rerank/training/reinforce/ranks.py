@@ -27,10 +27,13 @@ _ANSWER = "<answer>"
 
 
 def named(prompt: Prompt, text: str) -> list[tuple[int, int]]:
-    """The identifiers of an answer, as positions, each with where its text ends."""
+    """The identifiers of an answer, as positions, each with where its text ends. What the prompt begins the answer
+    with, a bracket say, belongs to the first."""
     assert prompt.identifiers is not None
-    start = text.rfind(_ANSWER) + len(_ANSWER) if _ANSWER in text else 0
-    return [(position, start + end) for position, end in identified(text[start:], prompt.identifiers)]
+    whole = prompt.begun + text
+    start = whole.rfind(_ANSWER) + len(_ANSWER) if _ANSWER in whole else 0
+    found = identified(whole[start:], prompt.identifiers)
+    return [(position, start + end - len(prompt.begun)) for position, end in found]
 
 
 def returns(order: Sequence[int], labels: Sequence[float], kind: Literal["dcg", "relevance"]) -> list[float]:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
+from accelerate.utils import gather_object
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import TrainerCallback
@@ -74,6 +75,11 @@ class ReinforceTrainer(GRPOTrainer):  # type: ignore[misc]  # TRL is not typed f
         loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
         self.counts.seconds += time.monotonic() - started
         return loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs and self.args.world_size > 1:
+            self.counts.share(lambda sums: self.accelerator.reduce(sums.to(self.accelerator.device), "sum"))
+        super().log(logs, start_time)
 
     def _rollout(self, prompts: Sequence[list[int]], _: object) -> dict[str, object]:
         """An answer to each prompt. TRL says which ones by their token ids."""
@@ -138,8 +144,9 @@ class ReinforceTrainer(GRPOTrainer):  # type: ignore[misc]  # TRL is not typed f
             )
             for row, one, text, found, action in zip(inputs, posed, self._texts, self._found, actions, strict=True)
         )
-        if self.accelerator.is_main_process:  # of several processes the first tells its own
-            self.table.add(rows)
+        found = gather_object(list(rows))  # of all processes
+        if self.accelerator.is_main_process:
+            self.table.add(found)
         return out
 
     def _advance(self, inputs: Rows, out: dict[str, Tensor]) -> list[list[float]]:
