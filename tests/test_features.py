@@ -392,6 +392,16 @@ def test_mistakes_are_told_before_anything_is_read(
     assert not (tmp_path / "out").exists()
 
 
+def test_what_is_no_position_is_told(tmp_path: Path) -> None:
+    save_vectors(tmp_path, queries=3)
+    write_log(tmp_path / "log.jsonl", [Session("q1.0", ("d0", "d1"), (True, False), (1, 1_700_000_000))])
+    for learner, loss in (("dla", "click_softmax"), ("regression-em", "bce")):
+        clicks = {"learner": learner, "log": "log.jsonl"}
+        path = save_recipe(tmp_path, data={"train": "train.svm"}, clicks=clicks, loss=loss)
+        with pytest.raises(InputError, match="a session has position 1700000000, and each position up to it"):
+            train_features(path, tmp_path / learner)
+
+
 def test_several_processes_do_not_write_into_one_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save_vectors(tmp_path, queries=3)
     path = save_recipe(tmp_path, loss="softmax")

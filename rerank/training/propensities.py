@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 TrueCurve = Callable[[float], list[float] | None]  # of the progress, 0 to 1
 
+_DEEPEST = 10_000  # far below what users see; a number of milliseconds, say, would fill memory and the journal
+
 
 class Line(TypedDict, total=False):
     step: int
@@ -38,6 +40,11 @@ def learner_of(clicks: Clicks, base: Path, positions: int, device: torch.device)
         if len(given) < positions:
             raise InputError(f"clicks.propensities has {len(given)} positions, and a session has position {positions}")
         return InversePropensity(given, device, clicks.clip)
+    if positions > _DEEPEST:
+        raise InputError(
+            f"a session has position {positions}, and each position up to it would have a propensity of its own; is it "
+            f"a position? {clicks.learner} takes {_DEEPEST:,} at most"
+        )
     if clicks.learner == "regression-em":
         return RegressionEM(positions, device, rate=clicks.rate or 0.05)
     return DualLearning(positions, device, learning_rate=clicks.learning_rate or 0.03, clip=clicks.clip or CLIP)
