@@ -88,7 +88,8 @@ def test_one_ranker_is_served_and_ctrl_c_ends_it(model: list[str], tiny_model: P
         assert httpx.get(url).status_code == 404
         status, out, log = ended(process, signal.SIGINT)
     assert (status, out) == (0, "")
-    assert [entry["event"] for entry in log] == ["request", "request", "ending"], log
+    # a request's line is written after its answer is sent, so the last one's may come after the signal's
+    assert sorted(entry["event"] for entry in log) == ["ending", "request", "request"], log
     assert QUERY not in str(log)
     ranker = rerank.load("pointwise", model=str(tiny_model), dtype="float32", device="cpu", prompt="pointwise-yes-no")
     expected = ranker.rank(QUERY, body()["documents"])

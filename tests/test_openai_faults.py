@@ -156,7 +156,12 @@ def test_64_queries_share_connections_and_the_bound_holds(start: Start) -> None:
 
 
 def test_two_rankers_on_one_backbone_hold_its_bound_together(start: Start) -> None:
-    server, backbone = start(concurrency=4, timeout_s=20)
+    full = asyncio.Barrier(4)
+
+    async def gate(prompt: str) -> None:
+        await full.wait()
+
+    server, backbone = start(gate=gate, concurrency=4, timeout_s=20)
     streams = [ranker("pointwise", backbone).rank_many(requests(16, 4, 9)) for _ in range(3)]
     readers = [threading.Thread(target=list, args=(stream,)) for stream in streams]
     for reader in readers:

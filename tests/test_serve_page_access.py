@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Literal
@@ -110,6 +111,7 @@ def test_a_ranking_that_is_cancelled_frees_its_work(browser: Browser) -> None:
             cancel()
             expect(page.get_by_role("status")).to_have_text("Cancelled. The service gives up what it had begun.")
             until("rerank_open_requests", here, 0)
+            time.sleep(0.2)  # the ranking's thread may be told a moment later
             gate.opened.set()
             expect(page.get_by_role("button", name="Cancel")).to_be_hidden()
             expect(page.get_by_role("button", name="Rank", exact=True)).to_be_focused()

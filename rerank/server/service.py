@@ -216,6 +216,7 @@ class Service:
             self._endings.discard(ending)
             for task in waiting:
                 task.cancel()
+        await asyncio.sleep(0)  # the ranking's thread is told in the loop's next round; then the request may be closed
         if leaving in done:
             raise Failure(499, "client_gone", "the client left before its ranking was there")
         if ending in done:
