@@ -1,16 +1,14 @@
-"""What the service refuses, who may ask, whose requests are ranked together, and how it ends."""
+"""What the service refuses, whose requests are ranked together, and how it ends."""
 
 from __future__ import annotations
 
 import concurrent.futures
-import hashlib
 import json
 import logging
 import socket
 import sys
 import threading
 from collections.abc import Iterator
-from pathlib import Path
 from types import ModuleType
 
 import httpx
@@ -22,6 +20,7 @@ from service import (
     WAIT_S,
     Gate,
     Running,
+    assert_refused,
     body,
     metric,
     overlap,
@@ -40,21 +39,6 @@ from rerank.backbones.base import Prepared
 from rerank.calls import Call
 from rerank.errors import BackboneError, CapabilityError, InputError
 from rerank.server import Limits, Served, Service, create_app
-from rerank.server.keys import Keys, from_environment, from_file
-
-SECRET = "0123456789abcdef-secret"
-
-
-def assert_refused(answer: httpx.Response, status: int, kind: str, text: str, retry: bool = False) -> None:
-    assert answer.status_code == status, answer.text
-    told = answer.json()
-    assert set(told) == {"message", "error", "error_type", "request_id"}
-    assert (told["error_type"], told["error"]) == (kind, told["message"])
-    assert text in told["message"]
-    assert answer.headers["x-request-id"] == told["request_id"]
-    assert ("retry-after" in answer.headers) == retry
-    if retry:
-        assert 1 <= int(answer.headers["retry-after"]) <= 60
 
 
 @pytest.mark.parametrize(
@@ -261,51 +245,6 @@ def test_an_engine_that_counts_no_tokens_says_which_field_to_leave_out() -> None
         refused = client.post("/v2/rerank", json=body(max_tokens_per_doc=9))
         assert_refused(refused, 422, "invalid", "the model's tokenizer; leave max_tokens_per_doc out")
         assert client.post("/v2/rerank", json=body()).status_code == 200
-
-
-def test_keys_are_asked_for(tmp_path: Path) -> None:
-    file = tmp_path / "keys.txt"
-    file.write_text(f"# ours\n\nteam {hashlib.sha256(SECRET.encode()).hexdigest()}\n")
-    keys = from_file(str(file)) + from_environment(f"{SECRET}-other, ")
-    with TestClient(create_app(service(keys=keys))) as client:
-        for given in (
-            {},
-            {"Authorization": "Bearer wrong"},
-            {"Authorization": SECRET},
-            {"Authorization": b"Bearer \xff"},
-        ):
-            for path in ("/v1/rerank", "/v2/rerank", "/rerank"):
-                refused = client.post(path, content=b"not even read", headers=given)
-                assert_refused(refused, 401, "unauthorized", "Authorization: Bearer KEY")
-                assert refused.headers["www-authenticate"] == "Bearer"
-            assert client.get("/metrics", headers=given).status_code == 401
-            assert client.get("/v1/models", headers=given).status_code == 401
-        for key in (SECRET, f"{SECRET}-other"):
-            headers = {"Authorization": f"Bearer {key}"}
-            assert client.post("/v1/rerank", json=body(), headers=headers).status_code == 200
-            assert b"rerank_requests_total" in client.get("/metrics", headers=headers).content
-        assert client.get("/health").status_code == 200
-        assert client.get("/openapi.json").json()["security"] == [{"key": []}]
-    assert SECRET not in repr(keys)
-
-
-def test_a_key_is_its_bytes_whatever_its_letters() -> None:
-    key = "schlüssel-clé-voilà"  # whose last byte alone would be white space
-    with TestClient(create_app(service(keys=from_environment(key)))) as client:
-        for given, status in ((key, 200), (key[:-1], 401)):
-            headers = {"Authorization": f"Bearer {given}".encode()}
-            assert client.get("/v1/models", headers=headers).status_code == status
-
-
-def test_a_file_with_a_plain_key_is_refused_and_not_repeated(tmp_path: Path) -> None:
-    file = tmp_path / "keys.txt"
-    file.write_text(f"team {SECRET}\n")
-    with pytest.raises(InputError, match="line 1: there should be a name and the SHA-256") as wrong:
-        from_file(str(file))
-    assert SECRET not in str(wrong.value)
-    with pytest.raises(InputError, match="key 1 has 5 characters"):
-        from_environment("short")
-    assert not Keys()
 
 
 def test_the_log_has_no_texts_unless_asked(caplog: pytest.LogCaptureFixture) -> None:

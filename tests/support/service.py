@@ -50,6 +50,18 @@ class Gate:
         return overlap(call)
 
 
+def assert_refused(answer: httpx.Response, status: int, kind: str, text: str, retry: bool = False) -> None:
+    assert answer.status_code == status, answer.text
+    told = answer.json()
+    assert set(told) == {"message", "error", "error_type", "request_id"}
+    assert (told["error_type"], told["error"]) == (kind, told["message"])
+    assert text in told["message"]
+    assert answer.headers["x-request-id"] == told["request_id"]
+    assert ("retry-after" in answer.headers) == retry
+    if retry:
+        assert 1 <= int(answer.headers["retry-after"]) <= 60
+
+
 def service(
     ranker: Ranker | None = None, *, keys: Keys | None = None, log_text: bool = False, **limits: Any
 ) -> Service:
